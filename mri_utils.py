@@ -1,0 +1,2397 @@
+"""Everything that two notebooks of this book share, in reading order.
+
+    1 Fourier                    centred orthonormal transforms, crop, coil combination
+    2 Masks                      which k-space samples were measured
+    3 Volumes                    reading, writing and splitting files
+    4 Demo scanner               simulated data in fastMRI's layout
+    5 Classical reconstruction   zero-filled, total variation
+    6 Networks                   U-Net, data consistency
+    7 Losses and metrics         fastMRI's definitions, confidence intervals
+    8 Data set and training      slices, batches, checkpoints, parameters
+    9 Figures and sliders
+
+One equation holds it together: y = M F S x + n. The image x (complex) is seen by the coils S (1 for
+a single coil), Fourier transformed (F), sampled where the mask M is true, with noise n. Images and
+k-space are complex64 tensors with the spatial axes last, (..., H, W); W is the phase-encode axis,
+along which Cartesian masks leave out lines.
+
+Each section uses only the sections above it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import functools
+import inspect
+import io
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent  # of the repository
+DEMO_FOLDER = ROOT / "data" / "demo"
+
+
+class BadInput(ValueError):
+    """A fault of the input, told in one line: the file or parameter, what is wrong, the mend."""
+
+
+def choose(table: Mapping[str, Any], name: str, what: str) -> Any:
+    """table[name], or a BadInput that lists the names and guesses which one was meant."""
+    if name in table:
+        return table[name]
+    guess = difflib.get_close_matches(str(name), table, n=1, cutoff=0.4)
+    hint = f", did you mean {guess[0]!r}?" if guess else ""
+    raise BadInput(f"unknown {what} {name!r}{hint} (choose from: {', '.join(table)})")
+
+
+# --------------------------------------------------------------------------------------------------
+# 1 Fourier
+# --------------------------------------------------------------------------------------------------
+
+
+def _centred(transform: Callable, x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Apply a torch.fft transform with the origin in the middle of the array, on both sides."""
+    # The FFT wants the origin at index 0; MRI stores it at N//2. ifftshift brings it to 0, fftshift
+    # brings it back. For odd N the two differ by one pixel, and swapping them shifts the image.
+    x = torch.fft.ifftshift(torch.as_tensor(x), dim=axes)
+    return torch.fft.fftshift(transform(x, dim=axes, norm="ortho"), dim=axes)
+
+
+def fft2c(image: Tensor) -> Tensor:
+    """Image to k-space: centred, orthonormal 2-D Fourier transform over the last two axes.
+
+    Args:
+        image: (..., H, W), complex (or real).
+    Returns:
+        k-space, complex, same shape; zero frequency at [..., H // 2, W // 2]. Orthonormal: the
+        energy is the same on both sides (Parseval), and ifft2c is both inverse and adjoint.
+    """
+    return _centred(torch.fft.fftn, image, (-2, -1))
+
+
+def ifft2c(kspace: Tensor) -> Tensor:
+    """k-space to image: the inverse (and adjoint) of fft2c, (..., H, W) complex -> same shape."""
+    return _centred(torch.fft.ifftn, kspace, (-2, -1))
+
+
+def center_crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The central (h, w) of the last two axes.
+
+    Args:
+        x: (..., H, W).
+        size: (h, w), at most (H, W).
+    Returns:
+        (..., h, w), a view of x.
+    Raises:
+        BadInput: the crop is larger than the image, or not positive.
+    """
+    h, w = size
+    height, width = x.shape[-2:]
+    if not (0 < h <= height and 0 < w <= width):
+        raise BadInput(f"cannot crop an image of {height}x{width} to {h}x{w}: choose a smaller size")
+    top, left = (height - h) // 2, (width - w) // 2
+    return x[..., top : top + h, left : left + w]
+
+
+def rss(coil_images: Tensor, dim: int = 0) -> Tensor:
+    """Root-sum-of-squares coil combination over axis `dim`: complex or real in, real out."""
+    return coil_images.abs().square().sum(dim).sqrt()
+
+
+def crop_readout(kspace: Tensor, height: int) -> Tensor:
+    """Remove readout oversampling: the k-space of the image cropped to `height` rows.
+
+    Scanners sample the readout (H) twice as densely as needed, which costs no time, and throw the
+    outer half of the field of view away. The readout is never undersampled, so this crop is exact
+    and may come before the mask: crop_readout(M k) = M crop_readout(k) for masks along W.
+
+    Args:
+        kspace: (..., H, W) complex.
+        height: rows to keep, at most H.
+    Returns:
+        (..., height, W) complex; ifft2c of it is ifft2c(kspace) cropped along H.
+    """
+    if kspace.shape[-2] == height:
+        return kspace
+    hybrid = _centred(torch.fft.ifftn, kspace, (-2,))
+    return _centred(torch.fft.fftn, center_crop(hybrid, (height, kspace.shape[-1])), (-2,))
+
+
+# --------------------------------------------------------------------------------------------------
+# 2 Masks: which k-space samples are measured
+# --------------------------------------------------------------------------------------------------
+# A mask is a bool tensor, True = measured. The zero frequency (DC) of an axis
+# with n samples has index n // 2, as fft2c puts it. Lines lie along H, so a 1-D
+# mask has shape (W,) and broadcasts over (..., H, W) by itself.
+#
+# Sources, named in the docstrings by author and year:
+#   Cook, Stochastic sampling in computer graphics, ACM Trans Graph 5, 1986 (dart throwing)
+#   Tsai and Nishimura, variable-density k-space trajectories, Magn Reson Med 43, 2000
+#   Griswold et al., GRAPPA, Magn Reson Med 47, 2002
+#   Lustig, Donoho and Pauly, Sparse MRI, Magn Reson Med 58, 2007
+#   Winkelmann et al., golden-ratio radial profile order, IEEE Trans Med Imaging 26, 2007
+#   Vasanawala et al., Practical parallel imaging compressed sensing MRI, IEEE ISBI 2011
+#   Zbontar et al., fastMRI, arXiv:1811.08839, 2018
+#   Defazio, Offset sampling, arXiv:1912.01101, 2019
+
+Shape = tuple[int, ...]
+Rng = np.random.RandomState  # numpy's older generator: its stream is the one fastMRI's published masks come from
+
+
+def grappa_mask(width: int, center_fraction: float, undersampling: int, offset: int = 0) -> Tensor:
+    """Keep the centre of k-space and every `undersampling`-th line of the whole width.
+
+    The lines of the regular grid that fall into the centre are not moved elsewhere, so
+    the true acceleration is smaller than `undersampling`: print effective_acceleration.
+
+    Args:
+        width: number of phase-encode lines, W.
+        center_fraction: share of the lines, in (0, 1], that is kept without gaps around DC.
+        undersampling: step of the regular grid, a whole number of at least 1.
+        offset: index of the first line of the grid, from 0 to undersampling - 1.
+
+    Returns:
+        torch.bool, shape (W,).
+
+    Raises:
+        BadInput: a number is outside its range, or the centre would have no line at all.
+
+    Source: Griswold 2002.
+    """
+    _check_numbers(undersampling, center_fraction)
+    if width < 1:
+        raise BadInput(f"width {width} is no number of lines: use at least 1")
+    step = _whole_step(undersampling)
+    if not 0 <= offset < step:
+        raise BadInput(f"offset {offset} is outside 0..{step - 1}: take it modulo the undersampling, {step}")
+    mask = _center((width,), center_fraction)
+    mask[offset::step] = True
+    return torch.from_numpy(mask)
+
+
+def effective_acceleration(mask: Tensor) -> float:
+    """How many times fewer samples a mask keeps than there are: the number a figure must print.
+
+    Args:
+        mask: bool (or 0/1) tensor of any shape; a (W,) mask counts lines, which is the same ratio.
+
+    Returns:
+        number of samples / number of kept samples, at least 1.
+
+    Raises:
+        BadInput: the mask keeps nothing.
+    """
+    mask = torch.as_tensor(mask)
+    kept = int(torch.count_nonzero(mask))
+    if kept == 0:
+        raise BadInput(f"mask of shape {tuple(mask.shape)} keeps 0 samples: it needs at least one True")
+    return mask.numel() / kept
+
+
+def sampling_mask(
+    kind: str,
+    shape: Sequence[int],
+    acceleration: float,
+    center_fraction: float,
+    seed: int | str | tuple[int, ...] | None = None,
+) -> Tensor:
+    """Draw a sampling mask of any kind in the table MASKS.
+
+    The kinds that exist in fastMRI return the same lines as fastMRI for the same seed.
+    A file name as seed gives that file the same mask in every run, which is how fastMRI
+    fixes its validation masks; None gives a new mask at every call, as in training.
+
+    Args:
+        kind: a key of MASKS.
+        shape: shape of the k-space, (..., H, W); 1-D kinds read only W.
+        acceleration: R, at least 1. All samples / kept samples, centre included, except for
+            equispaced, magic and grappa: there it is the step of the grid, a whole number,
+            and the centre comes on top.
+        center_fraction: share of the samples, in (0, 1], that is kept without gaps around DC:
+            lines for a 1-D kind, area (a block with the matrix's aspect) for a 2-D kind.
+            radial, spiral and low_pass have a dense centre by their geometry and ignore it.
+        seed: None, a whole number, a file name (without its folder) or a tuple of whole numbers.
+
+    Returns:
+        torch.bool, shape (W,) for a 1-D kind, (H, W) for a 2-D kind: broadcasts to `shape`.
+
+    Raises:
+        BadInput: unknown kind, a number outside its range, or numbers that contradict
+            each other; the message names the value and the mend.
+
+    Source: Zbontar 2018 for the seeds and the 1-D kinds; otherwise the docstring of the kind.
+    """
+    draw = choose(MASKS, kind, "mask kind")
+    shape = tuple(int(n) for n in shape)
+    axes = 2 if kind in _KINDS_2D else 1
+    if len(shape) < axes or min(shape) < 1:
+        raise BadInput(
+            f"shape {shape} does not fit the {axes}-D kind {kind!r}: "
+            f"give {'(..., H, W)' if axes == 2 else '(..., W)'}, every size at least 1"
+        )
+    _check_numbers(acceleration, center_fraction)
+    try:
+        rng = np.random.RandomState(tuple(map(ord, seed)) if isinstance(seed, str) else seed)
+    except (TypeError, ValueError):
+        raise BadInput(
+            f"seed {seed!r} is unusable: give None, a whole number from 0 to 2**32 - 1, "
+            "a file name or a tuple of such numbers"
+        ) from None
+    rng.randint(1)  # fastMRI first picks one of its (fraction, acceleration) pairs; here there is one
+    mask = torch.from_numpy(draw(shape[-axes:], acceleration, center_fraction, rng))
+    reached = effective_acceleration(mask)
+    if kind in _KINDS_OWN_CENTER and not 0.75 < reached / acceleration < 1.33:
+        raise BadInput(
+            f"acceleration {acceleration} is impossible for {kind!r} on {shape[-2]} x {shape[-1]} "
+            f"samples: the nearest is {reached:.2f}; use that or a larger matrix"
+        )
+    return mask
+
+
+# --- what the kinds share --------------------------------------------------
+
+
+def _check_numbers(acceleration: float, center_fraction: float) -> None:
+    """Refuse, in one line, an acceleration or a centre that no mask can have."""
+    if not 0 < center_fraction <= 1:
+        raise BadInput(f"center_fraction {center_fraction} is outside (0, 1]: it is a share, 0.08 means 8 %")
+    if not 1 <= acceleration < math.inf:
+        raise BadInput(f"acceleration {acceleration} is impossible: use a number of at least 1 (1 = keep all)")
+
+
+def _whole_step(acceleration: float) -> int:
+    """The acceleration as a step between lines; raises where it is not a whole number."""
+    if acceleration != int(acceleration):
+        raise BadInput(
+            f"acceleration {acceleration} is no whole step between lines: use {int(acceleration)} or "
+            f"{int(acceleration) + 1}, or a kind without a fixed step such as 'equispaced_fraction'"
+        )
+    return int(acceleration)
+
+
+def _center(sizes: Shape, center_fraction: float, acceleration: float = 1) -> np.ndarray:
+    """The fully kept centre, bool of shape `sizes`; raises if it is empty or above 1/acceleration of all samples."""
+    mask = np.zeros(sizes, dtype=bool)
+    share = center_fraction ** (1 / len(sizes))  # of each axis, so that the product is center_fraction
+    low = [round(n * share) for n in sizes]
+    pads = [(n - n_low + 1) // 2 for n, n_low in zip(sizes, low)]  # this rounding always takes in n // 2
+    mask[tuple(slice(pad, pad + n_low) for pad, n_low in zip(pads, low))] = True
+    kept = int(mask.sum())
+    if kept == 0:
+        raise BadInput(
+            f"center_fraction {center_fraction} keeps no sample of {' x '.join(map(str, sizes))}: "
+            f"use {math.ceil(1000 * min(sizes) ** -len(sizes)) / 1000:g} or more"
+        )
+    if kept * acceleration > mask.size * (1 + 1e-9):
+        largest = math.floor(100 * mask.size / kept) / 100  # rounded down, so that the advice works
+        raise BadInput(
+            f"acceleration {acceleration} is impossible with center_fraction {center_fraction}: the "
+            f"centre alone is {kept} of {mask.size} samples; use at most {largest:g} or lower that"
+        )
+    return mask
+
+
+def _distance(sizes: Shape) -> np.ndarray:
+    """Distance of every sample from DC, of shape `sizes`: 0 at DC, just below 1 at the middle of an edge."""
+    axes = [(np.arange(n) - n // 2) / (n // 2 + 1) for n in sizes]
+    return np.sqrt(sum(axis**2 for axis in np.meshgrid(*axes, indexing="ij")))
+
+
+def _draw(density: np.ndarray, count: int, rng: Rng) -> np.ndarray:
+    """Draw `count` different samples, each with a chance in proportion to `density` (inf: certain)."""
+    # A race: a sample arrives after an exponential waiting time with its density as rate. The first to
+    # arrive are a weighted draw without replacement, and an infinite rate arrives at time 0.
+    arrival = rng.exponential(size=density.size) / density.ravel()
+    mask = np.zeros(density.size, dtype=bool)
+    mask[np.argsort(arrival, kind="stable")[:count]] = True
+    return mask.reshape(density.shape)
+
+
+def _bisect(draw: Callable[[float], np.ndarray], low: float, high: float, target: int) -> np.ndarray:
+    """Find the setting between low (too few samples) and high (too many) whose mask has about `target` samples."""
+    best = draw(high)  # a full mask, when all samples are wanted
+    for _ in range(16):
+        if abs(int(best.sum()) - target) <= 0.005 * target:
+            break
+        middle = (low + high) / 2
+        mask = draw(middle)
+        if abs(int(mask.sum()) - target) < abs(int(best.sum()) - target):
+            best = mask
+        low, high = (middle, high) if mask.sum() < target else (low, middle)
+    return best
+
+
+# --- 1-D kinds: lines along H ----------------------------------------------
+# Every kind takes (sizes, R, center_fraction, generator) and returns a bool array of those sizes.
+
+
+def _random(shape: Shape, acceleration: float, center_fraction: float, rng: Rng) -> np.ndarray:
+    """A coin toss for every line outside the centre; R holds on average, centre included (Zbontar 2018)."""
+    center = _center(shape, center_fraction, acceleration)
+    n, n_low = center.size, int(center.sum())
+    if n_low == n:
+        return center
+    probability = (n / acceleration - n_low) / (n - n_low)
+    return center | (rng.uniform(size=n) < probability)
+
+
+def _equispaced(shape: Shape, acceleration: float, center_fraction: float, rng: Rng) -> np.ndarray:
+    """Every R-th line from a random first one; the centre is extra, the true factor below R (Zbontar 2018)."""
+    step = _whole_step(acceleration)
+    return grappa_mask(shape[0], center_fraction, step, offset=rng.randint(0, step)).numpy()
+
+
+def _equispaced_fraction(shape: Shape, acceleration: float, center_fraction: float, rng: Rng) -> np.ndarray:
+    """Every n-th line, n widened so that the lines make about R, centre included (Zbontar 2018)."""
+    mask = _center(shape, center_fraction, acceleration)
+    n, n_low = mask.size, int(mask.sum())
+    if n_low == n or n_low * acceleration >= n:  # the centre is all there is to keep
+        return mask
+    step = acceleration * (n_low - n) / (n_low * acceleration - n)  # not whole: single steps are rounded below
+    first = rng.randint(0, round(step))
+    # fastMRI stops at n - 1, so R = 1 keeps all lines but the last. Its masks are the standard: keep that.
+    mask[np.around(np.arange(first, n - 1, step)).astype(int)] = True
+    return mask
+
+
+def _magic(shape: Shape, acceleration: float, center_fraction: float, rng: Rng) -> np.ndarray:
+    """Every R-th line, the halves shifted against each other; centre extra, true factor below R (Defazio 2019)."""
+    return _center(shape, center_fraction) | _half_grids(shape[0], _whole_step(acceleration), rng)
+
+
+def _magic_fraction(shape: Shape, acceleration: float, center_fraction: float, rng: Rng) -> np.ndarray:
+    """As magic, with a wider whole step, so that the lines make roughly R, centre included (Defazio 2019)."""
+    center = _center(shape, max(center_fraction, 1 / shape[0]), acceleration)  # one line at least
+    outside = round(center.size / acceleration) - int(center.sum())
+    if outside == 0:
+        return center
+    return center | _half_grids(center.size, round(center.size / outside), rng)
+
+
+def _half_grids(n: int, step: int, rng: Rng) -> np.ndarray:
+    """Every step-th line, counted from DC outwards, from different first lines on the two sides; bool (n,)."""
+    # Without phase, line -k of k-space mirrors line k. Unequal starts avoid measuring such a pair (if step > 2).
+    offset = rng.randint(0, step)
+    first_right, first_left = (offset + 1, offset + 3) if offset % 2 == 0 else (offset + 2, offset)
+    frequency = np.arange(n) - n // 2
+    beyond_first = np.where(frequency >= 0, frequency - first_right, -frequency - first_left)
+    return (beyond_first >= 0) & (beyond_first % step == 0)
+
+
+def _grappa(shape: Shape, acceleration: float, center_fraction: float, rng: Rng) -> np.ndarray:
+    """Every R-th line from line 0 (grappa_mask); the centre is extra, the true factor below R (Griswold 2002)."""
+    return grappa_mask(shape[0], center_fraction, _whole_step(acceleration)).numpy()
+
+
+def _variable_density(shape: Shape, acceleration: float, center_fraction: float, rng: Rng) -> np.ndarray:
+    """Random lines with density (1 - distance)^2 outside the centre; exactly R, centre included (Lustig 2007)."""
+    center = _center(shape, center_fraction, acceleration)
+    density = np.where(center, np.inf, (1 - _distance(shape)) ** 2)
+    return _draw(density, round(center.size / acceleration), rng)
+
+
+# --- 2-D kinds: single points of the (H, W) grid ---------------------------
+
+
+def _gaussian_2d(shape: Shape, acceleration: float, center_fraction: float, rng: Rng) -> np.ndarray:
+    """Random points with Gaussian density around a full block; exactly R, centre included (Lustig 2007)."""
+    center = _center(shape, center_fraction, acceleration)
+    density = np.where(center, np.inf, np.exp(-0.5 * (_distance(shape) / 0.4) ** 2))
+    return _draw(density, round(center.size / acceleration), rng)
+
+
+def _poisson_disc(shape: Shape, acceleration: float, center_fraction: float, rng: Rng) -> np.ndarray:
+    """Random points that keep a distance, larger outwards; R within about 2 %, centre included (Vasanawala 2011).
+
+    The radius of a point grows as 1 + 3 * distance from DC. Outside the centre two points are never nearer
+    than the smaller of their radii, and no further point fits in: aliasing looks like noise, without clumps
+    and holes. The rings are where the radius passes 1, sqrt(2), 2: distances on a grid. Source: Cook 1986.
+    """
+    width = shape[1]
+    center = _center(shape, center_fraction, acceleration)
+    target = round(center.size / acceleration)
+    if target == center.sum():
+        return center
+    relative_radius = 1 + 3 * _distance(shape)
+    darts = rng.permutation(np.flatnonzero(~center))  # the same darts at every scale: a smooth search
+
+    def throw(inverse_scale: float) -> np.ndarray:
+        """Throw all darts at radius relative_radius / inverse_scale: a small inverse_scale leaves few points."""
+        # Squared distances are whole numbers, so all radii up to the next one block the same disc.
+        level = np.ceil((relative_radius / inverse_scale) ** 2).astype(int).ravel()
+        margin = min(math.isqrt(level.max()) + 1, max(shape))  # lets a disc stick out of the grid without a test
+        stride = width + 2 * margin
+        dy, dx = np.mgrid[-margin : margin + 1, -margin : margin + 1]
+        discs = {}
+        rows, columns = np.divmod(darts, width)
+        places = (rows + margin) * stride + columns + margin
+        blocked = bytearray((shape[0] + 2 * margin) * stride)  # reading one item is faster than from an array
+        blocked_array = np.frombuffer(blocked, dtype=np.uint8)  # the same memory, to mark a disc at once
+        kept = []
+        for dart, place, n in zip(darts.tolist(), places.tolist(), level[darts].tolist()):
+            if not blocked[place]:
+                kept.append(dart)
+                if n not in discs:
+                    discs[n] = (dy * stride + dx)[dy**2 + dx**2 < n]
+                blocked_array[place + discs[n]] = 1
+        mask = center.ravel().copy()
+        mask[kept] = True
+        return mask.reshape(shape)
+
+    low = 1.0
+    while throw(low).sum() > target:
+        low /= 2
+    high = 2 * low if low < 1 else float(relative_radius.max())  # at radius 1 everywhere all points fit
+    return _bisect(throw, low, high, target)
+
+
+def _radial(shape: Shape, acceleration: float, center_fraction: float, rng: Rng) -> np.ndarray:
+    """Golden-angle spokes through DC on the grid; R to half a spoke, ignores center_fraction (Winkelmann 2007)."""
+    height, width = shape
+    target = height * width / acceleration
+    angle = rng.uniform(0, math.pi)
+    steps = np.arange(-max(shape), max(shape) + 1)  # from DC to beyond any corner, on both sides
+    mask = np.zeros(shape, dtype=bool)
+    while mask.sum() < target:
+        previous = mask.copy()
+        dy, dx = math.sin(angle), math.cos(angle)
+        stretch = max(abs(dy), abs(dx))  # one step = one sample along the longer axis: a line without gaps
+        _mark(mask, steps * dy / stretch, steps * dx / stretch)
+        angle += math.radians(111.246)
+    return previous if previous.any() and target - previous.sum() < mask.sum() - target else mask
+
+
+def _spiral(shape: Shape, acceleration: float, center_fraction: float, rng: Rng) -> np.ndarray:
+    """Four spiral arms, wider apart outwards; R within about 2 %, ignores center_fraction (Tsai 2000)."""
+    height, width = shape
+    arms = rng.uniform(0, 2 * math.pi) + np.arange(4)[:, None] * math.pi / 2
+
+    def wind(turns: float) -> np.ndarray:
+        """Arms from DC to the corners; while a time runs from 0 to 1, angle = turns * time, radius = time^5."""
+        length = math.hypot(height, width) / 2 * (1 + 2 * math.pi * turns / 6)  # of an arm, from above
+        time = np.linspace(0, 1, math.ceil(2 * length)) ** (1 / 6)  # half a sample per step all along the arm
+        angle = arms + 2 * math.pi * turns * time
+        mask = np.zeros(shape, dtype=bool)
+        _mark(mask, height / math.sqrt(2) * time**5 * np.sin(angle), width / math.sqrt(2) * time**5 * np.cos(angle))
+        return mask
+
+    target = round(height * width / acceleration)
+    turns = 1.0
+    while wind(turns).sum() < target:
+        turns *= 2
+    return _bisect(wind, 0.0, turns, target)
+
+
+def _mark(mask: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> None:
+    """Set the samples nearest to the points DC + (dy, dx), in place; points outside the grid are left out."""
+    y = mask.shape[0] // 2 + np.rint(dy).astype(int)
+    x = mask.shape[1] // 2 + np.rint(dx).astype(int)
+    inside = (y >= 0) & (y < mask.shape[0]) & (x >= 0) & (x < mask.shape[1])
+    mask[y[inside], x[inside]] = True
+
+
+def _low_pass(shape: Shape, acceleration: float, center_fraction: float, rng: Rng) -> np.ndarray:
+    """Only the central block, 1/sqrt(R) of either axis: low resolution; R to rounding, ignores center_fraction."""
+    return _center(shape, max(1 / acceleration, 1 / min(shape) ** 2))  # one sample at least
+
+
+MASKS: dict[str, Callable] = {
+    "random": _random,
+    "equispaced": _equispaced,
+    "equispaced_fraction": _equispaced_fraction,
+    "magic": _magic,
+    "magic_fraction": _magic_fraction,
+    "grappa": _grappa,
+    "variable_density": _variable_density,
+    "gaussian_2d": _gaussian_2d,
+    "poisson_disc": _poisson_disc,
+    "radial": _radial,
+    "spiral": _spiral,
+    "low_pass": _low_pass,
+}
+_KINDS_OWN_CENTER = ("radial", "spiral", "low_pass")  # a dense centre by geometry: they ignore center_fraction
+_KINDS_2D = ("gaussian_2d", "poisson_disc", *_KINDS_OWN_CENTER)
+
+# --------------------------------------------------------------------------------------------------
+# 3 Volumes: reading, writing, splitting
+# --------------------------------------------------------------------------------------------------
+
+# Columns at the edge of k-space whose largest sample is this much smaller than the largest sample of
+# the slice were never acquired (some converters leave 1e-16 there instead of zero).
+EMPTY_COLUMN = 1e-12
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One file of k-space; slices are read when asked for, one at a time.
+
+    Attributes:
+        path: the HDF5 file.
+        shape: of the k-space, (slices, H, W) for one coil, (slices, coils, H, W) for many.
+        target_size: (h, w) of the reconstruction.
+        acquisition: name of the sequence, for example CORPD_FBK or AXT2.
+        patient_id: the subject. Splits go by it.
+        columns: (first, last + 1) phase-encode columns that the header says were acquired.
+        mask: bool (W,) in test files, which are undersampled already; else None.
+        target_key: the data set that holds the reference image; None where it is computed.
+        attributes: all attributes of the file.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    target_size: tuple[int, int]
+    acquisition: str
+    patient_id: str
+    columns: tuple[int, int]
+    mask: Tensor | None = field(repr=False)
+    target_key: str | None
+    attributes: dict = field(repr=False)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def kspace(self, index: int) -> Tensor:
+        """k-space of slice `index`: complex64 ([coils,] H, W), in the file's own units.
+
+        Raises:
+            BadInput: unreadable, NaN or infinite samples, or nothing but zeros.
+        """
+        kspace = torch.from_numpy(self._read("kspace", index).astype(np.complex64))
+        where = f"{self.path}: slice {index} of kspace"
+        if not torch.isfinite(torch.view_as_real(kspace)).all():
+            raise BadInput(f"{where} holds NaN or infinite samples: repair or remove the file")
+        if not kspace.any():
+            raise BadInput(f"{where} is all zero: remove the slice or the file")
+        return kspace
+
+    def target(self, index: int) -> Tensor:
+        """The reference magnitude of slice `index`: float32 (h, w), in the units of the k-space.
+
+        reconstruction_esc for single-coil files, reconstruction_rss for multi-coil ones (single-coil
+        files carry an rss image too, but that came from all the coils and is not their target).
+        """
+        if self.target_key:
+            target = torch.from_numpy(self._read(self.target_key, index).astype(np.float32))
+            if not torch.isfinite(target).all():
+                raise BadInput(
+                    f"{self.path}: slice {index} of {self.target_key} holds NaN or infinite values: "
+                    "repair or remove the file"
+                )
+            return target
+        if self.mask is not None:
+            raise BadInput(f"{self.path}: an undersampled test file has no target: score other files")
+        image = center_crop(ifft2c(self.kspace(index)), self.target_size)
+        return rss(image, 0) if image.ndim == 3 else image.abs()
+
+    @functools.cached_property
+    def maximum(self) -> float:
+        """Largest value of the target volume, the unit of the losses; read from the attribute `max`."""
+        stated = float(self.attributes.get("max", math.nan))
+        if 0 < stated < math.inf:
+            return stated
+        return max(float(self.target(i).max()) for i in range(len(self)))
+
+    def acquired(self, kspace: Tensor) -> Tensor:
+        """Which phase-encode columns the scanner recorded: bool (W,).
+
+        The header's limits, less empty columns at the edge of `kspace` ([coils,] H, W). Columns
+        outside are zero in the file and in the reference; no mask counts them as sampled.
+        """
+        width = self.shape[-1]
+        column = torch.arange(width)
+        energy = kspace.abs().reshape(-1, width).amax(0)
+        filled = torch.nonzero(energy > EMPTY_COLUMN * energy.max()).flatten()
+        first, end = max(self.columns[0], int(filled[0])), min(self.columns[1], int(filled[-1]) + 1)
+        return (column >= first) & (column < end)
+
+    def _read(self, key: str, index: int) -> np.ndarray:
+        try:
+            with h5py.File(self.path, "r") as file:
+                return file[key][index]
+        except (OSError, KeyError) as error:
+            reason = f"{error}".splitlines()[0]
+            raise BadInput(
+                f"{self.path}: cannot read slice {index} of {key} ({reason}): the file is damaged, "
+                "copy or download it again"
+            ) from error
+
+
+def _parse_header(path: Path, text: bytes | str, width: int) -> tuple[tuple[int, int], tuple | None]:
+    """Acquired columns and reconstruction matrix from the ISMRMRD header of a fastMRI file."""
+    try:
+        root = ElementTree.fromstring(text)
+        strip = {"m": root.tag[1:].partition("}")[0]} if root.tag.startswith("{") else {"m": ""}
+
+        def number(place: str) -> int:
+            steps = "/".join(f"m:{step}" if strip["m"] else step for step in place.split("/"))
+            found = root.find(steps, strip if strip["m"] else None)
+            if found is None or found.text is None:
+                raise ValueError(f"no {place}")
+            return int(found.text)
+
+        limits = "encoding/encodingLimits/kspace_encoding_step_1/"
+        first = number("encoding/encodedSpace/matrixSize/y") // 2 - number(limits + "center")
+        end = first + number(limits + "maximum") + 1
+        recon = (number("encoding/reconSpace/matrixSize/x"), number("encoding/reconSpace/matrixSize/y"))
+    except (ElementTree.ParseError, ValueError) as error:
+        raise BadInput(f"{path}: ismrmrd_header is unreadable ({error}): delete the data set or repair it") from error
+    return (max(first, 0), min(end, width)), recon
+
+
+def read_volume(path: str | Path) -> Volume:
+    """Open an HDF5 file in fastMRI's layout: single-coil, multi-coil, or test file with a mask.
+
+    Only headers are read here; slices come from Volume.kspace and Volume.target.
+
+    Args:
+        path: the file. Data set `kspace` (slices, H, W) or (slices, coils, H, W), complex; optional
+            `reconstruction_esc` or `reconstruction_rss`, `ismrmrd_header`, `mask` (W,); attributes
+            `acquisition` and `patient_id`. Layout: Zbontar et al. 2018, arXiv 1811.08839.
+    Raises:
+        BadInput: missing, not HDF5, truncated, no k-space, wrong axes or type, a target or mask that
+            does not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file: check the path")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise BadInput(f"{path}: not an HDF5 file, or a truncated one: copy or download it again") from error
+    with file:
+        if not isinstance(file.get("kspace"), h5py.Dataset):
+            raise BadInput(
+                f"{path}: no data set 'kspace' (found: {', '.join(file) or 'nothing'}): "
+                "is this a fastMRI file? data/README.md shows the layout"
+            )
+        shape, kind = file["kspace"].shape, file["kspace"].dtype
+        if len(shape) not in (3, 4) or 0 in shape:
+            raise BadInput(f"{path}: kspace has shape {shape}: expected (slices, H, W) or (slices, coils, H, W)")
+        if kind.kind != "c":
+            raise BadInput(f"{path}: kspace is {kind}, not complex: store it as complex64")
+        attributes = {key: file.attrs[key] for key in file.attrs}
+        key: str | None = "reconstruction_esc" if len(shape) == 3 else "reconstruction_rss"
+        key = key if key in file else None
+        columns, recon = (0, shape[-1]), None
+        if "ismrmrd_header" in file:
+            columns, recon = _parse_header(path, file["ismrmrd_header"][()], shape[-1])
+        if columns[0] >= columns[1]:
+            raise BadInput(f"{path}: ismrmrd_header leaves no acquired columns: repair the header")
+        if key and (file[key].ndim != 3 or len(file[key]) != shape[0]):
+            raise BadInput(
+                f"{path}: {key} has shape {file[key].shape} beside kspace {shape}: expected one (h, w) image per slice"
+            )
+        size = file[key].shape[-2:] if key else (recon or shape[-2:])
+        size = (min(size[0], shape[-2]), min(size[1], shape[-1]))
+        if key and size != file[key].shape[-2:]:
+            raise BadInput(f"{path}: {key} {file[key].shape} is larger than kspace {shape}: repair it")
+        mask = None
+        if "mask" in file:
+            mask = torch.from_numpy(np.asarray(file["mask"][()]).astype(bool).reshape(-1))
+            if len(mask) != shape[-1]:
+                raise BadInput(f"{path}: mask has {len(mask)} columns, kspace {shape[-1]}: repair it")
+    return Volume(
+        path=path,
+        shape=tuple(shape),
+        target_size=size,
+        acquisition=str(attributes.get("acquisition", "unknown")),
+        patient_id=str(attributes.get("patient_id", path.stem)),
+        columns=columns,
+        mask=mask,
+        target_key=key,
+        attributes=attributes,
+    )
+
+
+HEADER = """<?xml version="1.0"?>
+<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding>
+<encodedSpace><matrixSize><x>{height}</x><y>{width}</y><z>1</z></matrixSize></encodedSpace>
+<reconSpace><matrixSize><x>{h}</x><y>{w}</y><z>1</z></matrixSize></reconSpace>
+<encodingLimits><kspace_encoding_step_1><minimum>0</minimum><maximum>{last}</maximum>
+<center>{center}</center></kspace_encoding_step_1></encodingLimits>
+<trajectory>cartesian</trajectory></encoding></ismrmrdHeader>
+"""
+
+
+def replace_file(path: str | Path, write: Callable[[Path], Any]) -> None:
+    """Write a file beside `path` and rename it: readers see the old file or the new one, never half.
+
+    Args:
+        path: the file to write or replace; its folder is made if missing.
+        write: called with the path to write to.
+    Raises:
+        BadInput: disk full or no permission; the file that was there before stays as it was.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise BadInput(f"{path}: cannot be written ({reason}): free disk space or choose another folder") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_volume(
+    path: str | Path,
+    kspace: Tensor | np.ndarray,
+    *,
+    target_size: Sequence[int],
+    acquisition: str,
+    patient_id: str,
+    mask: Tensor | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write k-space as a fastMRI file that read_volume and fastMRI's own readers open.
+
+    Args:
+        path: the file to write; replaced in one step.
+        kspace: (slices, H, W) or (slices, coils, H, W) complex, fully sampled.
+        target_size: (h, w) of the reference image, which is computed here: the magnitude (or the
+            root-sum-of-squares) of the centre crop of the inverse transform.
+        acquisition, patient_id: fastMRI's attributes of that name.
+        mask: bool (W,); given, a test file is written: masked k-space, the mask, no reference.
+        attributes: further attributes (numbers, strings).
+    """
+    kspace = torch.as_tensor(kspace).to(torch.complex64)
+    image = center_crop(ifft2c(kspace), target_size)
+    target = (rss(image, 1) if kspace.ndim == 4 else image.abs()).numpy()
+    header = HEADER.format(
+        height=kspace.shape[-2],
+        width=kspace.shape[-1],
+        h=target_size[0],
+        w=target_size[1],
+        last=kspace.shape[-1] - 1,
+        center=kspace.shape[-1] // 2,
+    )
+
+    def write(partial: Path) -> None:
+        with h5py.File(partial, "w") as file:
+            file["ismrmrd_header"] = header
+            if mask is None:
+                file["kspace"] = kspace.numpy()
+                file["reconstruction_rss"] = target
+                if kspace.ndim == 3:
+                    file["reconstruction_esc"] = target
+            else:
+                file["kspace"] = (kspace * mask + 0.0).numpy()
+                file["mask"] = mask.numpy()
+            file.attrs["acquisition"] = acquisition
+            file.attrs["patient_id"] = patient_id
+            file.attrs["max"] = float(target.max())
+            file.attrs["norm"] = float(np.linalg.norm(target))
+            file.attrs.update(attributes or {})
+
+    replace_file(path, write)
+
+
+def read_folder(folder: str | Path) -> list[Volume]:
+    """All volumes of a folder, sorted by name.
+
+    Raises:
+        BadInput: the folder is missing or holds no .h5 file; a file is bad.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such folder: data/README.md tells where each data set goes")
+    volumes = [read_volume(path) for path in sorted(folder.glob("*.h5"))]
+    if not volumes:
+        raise BadInput(f"{folder}: no .h5 file in it: data/README.md tells where each data set goes")
+    return volumes
+
+
+def check_split(train: Sequence[Volume], val: Sequence[Volume]) -> None:
+    """Raise BadInput if a subject or a file name is on both sides, or if a file has no reference."""
+    for volume in [*train, *val]:
+        if volume.mask is not None:
+            raise BadInput(
+                f"{volume.path}: an undersampled test file without reference: take it out of train/ and val/"
+            )
+    files = {volume.path.name for volume in train}
+    subjects = {volume.patient_id: volume.path for volume in train}
+    for volume in val:
+        if volume.path.name in files:
+            raise BadInput(f"{volume.path}: a file of this name is in the training data too: keep it on one side")
+        if volume.patient_id in subjects:
+            raise BadInput(
+                f"{volume.path}: subject {volume.patient_id!r} is in the training data too "
+                f"({subjects[volume.patient_id].name}): split by subject, or the score measures memory"
+            )
+
+
+def split_by_subject(volumes: Sequence[Volume], val_share: float, seed: int = 0) -> tuple[list, list]:
+    """Split volumes into (train, val) so that no subject is in both; val_share of the subjects."""
+    subjects = sorted({v.patient_id for v in volumes})
+    order = np.random.RandomState(seed).permutation(len(subjects))
+    chosen = {subjects[i] for i in order[: max(1, round(val_share * len(subjects)))]}
+    train = [v for v in volumes if v.patient_id not in chosen]
+    return train, [v for v in volumes if v.patient_id in chosen]
+
+
+# --------------------------------------------------------------------------------------------------
+# 4 Demo scanner (simulated data)
+# --------------------------------------------------------------------------------------------------
+# Real raw data need a registration and many gigabytes. So that every chapter runs at once, this section
+# simulates brain scans: an anatomy, a pulse sequence, a receiver and its noise, in fastMRI's file layout.
+
+# T1 (ms), T2 (ms) and proton density: typical textbook values at 1.5 T. Fat has the long T2 that a turbo
+# spin echo sees. A vessel stands for a flow void: its blood leaves the slice between excitation and echo.
+TISSUES = {
+    "grey": (950, 95, 0.82),
+    "white": (530, 75, 0.71),
+    "csf": (4000, 1200, 1.00),
+    "lesion": (950, 160, 0.84),
+    "bone": (800, 20, 0.06),
+    "marrow": (380, 60, 0.45),
+    "muscle": (900, 47, 0.80),
+    "fat": (300, 100, 0.80),
+    "skin": (800, 40, 0.70),
+    "vessel": (1200, 50, 0.02),
+}
+# Repetition, echo and inversion time in ms. FLAIR inverts first and waits until CSF passes through zero.
+SEQUENCES = {
+    "T1w": dict(tr=500, te=12, ti=None),
+    "T2w": dict(tr=5000, te=100, ti=None),
+    "PD": dict(tr=3500, te=15, ti=None),
+    "FLAIR": dict(tr=9000, te=110, ti=2420),
+}
+ACQUISITIONS = {"T1w": "AXT1", "T2w": "AXT2", "PD": "AXPD", "FLAIR": "AXFLAIR"}  # the names in the files
+
+
+def spin_echo_signal(t1: float, t2: float, pd: float, tr: float, te: float, ti: float | None = None) -> float:
+    """Signal of a (turbo) spin echo, or of inversion recovery when `ti` is given.
+
+    Args:
+        t1, t2: relaxation times in ms.  pd: proton density, water = 1.
+        tr, te, ti: repetition, echo and inversion time in ms.
+
+    Returns:
+        Magnitude of the transverse magnetisation at the echo, 0..pd.
+    """
+    recovery = 1 - np.exp(-tr / t1) if ti is None else 1 - 2 * np.exp(-ti / t1) + np.exp(-tr / t1)
+    return float(pd * abs(recovery) * np.exp(-te / t2))
+
+
+@functools.lru_cache(maxsize=1)
+def _atlas() -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The average anatomy that every simulated head is warped from (2 s once per process).
+
+    The ICBM-152 average of 152 adult heads (Fonov et al., NeuroImage 2011) ships inside nilearn: no
+    download. It has no skull, so `depth` says how far, in mm, a point lies outside the brain's hull.
+
+    Returns:
+        Cubic-spline coefficients of the maps grey, white (fractions 0..1), t1 (intensity 0..1) and depth
+        (mm), each (x, y, z) at 1 mm; and the index of the origin, the anterior commissure.
+    """
+    from nilearn import datasets
+    from scipy import ndimage
+
+    bottom = 40  # nothing below the orbits is ever scanned here
+    images = {
+        "grey": datasets.load_mni152_gm_template(resolution=1),
+        "white": datasets.load_mni152_wm_template(resolution=1),
+        "t1": datasets.load_mni152_template(resolution=1),
+    }
+    origin = -images["t1"].affine[:3, 3] - [0, 0, bottom]
+    maps = {name: image.get_fdata(dtype=np.float32)[:, :, bottom:] for name, image in images.items()}
+    # Closing by 16 mm (grow, then shrink) bridges the sulci and the gap between the hemispheres, as the skull
+    # does. Done at 2 mm, which is eight times faster and smooth enough for a skull.
+    brain = (maps["grey"] + maps["white"] > 0.5)[::2, ::2, ::2]
+    edt = ndimage.distance_transform_edt
+    grown = edt(~brain) * 2 < 16
+    depth = ndimage.gaussian_filter(16 + 2 * (edt(~grown) - edt(grown)), 2.5)
+    maps["depth"] = ndimage.zoom(depth, np.array(maps["t1"].shape) / depth.shape, order=1)
+    return {name: ndimage.spline_filter(a, order=3, output=np.float32) for name, a in maps.items()}, origin
+
+
+def _smooth_field(rng: np.random.Generator, length: float, *axes: np.ndarray) -> np.ndarray:
+    """Gaussian random field of unit variance: random cosines up to a cut-off, one axis at a time.
+
+    Args:
+        rng: source of the random coefficients.
+        length: smoothness in mm (standard deviation of the Gaussian kernel that it is equal to).
+        axes: coordinates in mm along each axis of the result, within +-200.
+
+    Returns:
+        float32 array with one axis per argument. It is a function of the coordinates, not of the grid:
+        a finer grid shows the same field.
+    """
+    box = 400.0
+    k = np.arange(int(2.5 * box / (np.pi * length)) + 2)
+    weight = np.exp(-0.5 * (np.pi * k * length / box) ** 2)
+    weight /= np.sqrt((weight**2 * np.where(k == 0, 1, 0.5)).sum())
+    field = rng.standard_normal((len(k),) * len(axes), dtype=np.float32)
+    for u in axes:  # contracts the first axis and appends the new one, so the order comes out right
+        basis = weight * np.cos(np.pi * k * (u[:, None] / box + 0.5))
+        field = np.tensordot(field, basis.astype(np.float32), (0, 1))
+    return field
+
+
+def _step(x: np.ndarray) -> np.ndarray:
+    """Soft step from 0 to 1 at x = 0, about one millimetre wide."""
+    return 0.5 + 0.5 * np.tanh(x / 0.7)
+
+
+def _random_places(rng: np.random.Generator, allowed: np.ndarray, count: int) -> np.ndarray:
+    """`count` random voxels (slice, row, column) out of those allowed: (count, 3) int.
+
+    Drawn blindly and then sieved, not picked from a list of the allowed ones: that list would change
+    with the last digit of the arithmetic, hence from computer to computer.
+    """
+    places = rng.integers(0, allowed.shape, size=(4000 * len(allowed), 3))
+    return places[allowed[tuple(places.T)]][:count]
+
+
+def _tissue_fractions(
+    stream, z: np.ndarray, rows: np.ndarray, columns: np.ndarray, scale: np.ndarray
+) -> dict[str, np.ndarray]:
+    """One individual head: the share of every tissue at every point, summing to at most one (air: zero).
+
+    Args:
+        stream: name -> random generator, one per purpose.
+        z, rows, columns: coordinates in mm of the slices, of the rows (anterior first) and of the columns.
+        scale: (3,) size of this head relative to the average, along x, y, z.
+
+    Returns:
+        tissue name -> float32 (slices, rows, columns); see TISSUES. No lesions yet.
+    """
+    from scipy import ndimage
+    from scipy.spatial.transform import Rotation
+
+    maps, origin = _atlas()
+    rng = stream("anatomy")
+    field = lambda length: _smooth_field(rng, length, z, rows, columns)  # noqa: E731
+    column = lambda values: np.reshape(values, (3, 1, 1, 1)).astype(np.float32)  # noqa: E731
+
+    # Where does each point of the scan lie in the average head? First pose and size about the middle of the
+    # head, then two warps: the wide one shapes head and brain, the narrow one only the brain, so that no two
+    # cortices fold alike. Rows run from anterior (+y) to posterior; half of the heads are mirrored.
+    mirror = rng.choice([-1, 1])
+    scan = np.stack(np.meshgrid(z, -rows, columns * mirror, indexing="ij"))[[2, 1, 0]]  # x, y, z
+    turn = Rotation.from_euler("xyz", rng.normal(0, [3, 2, 3]), degrees=True).as_matrix() / scale[:, None]
+    moved = scan.astype(np.float32) - column([*rng.uniform(-3, 3, 2), 20])
+    head = np.tensordot(turn.astype(np.float32), moved, 1) + column([0, -18, 20])
+    head += 3.0 * np.stack([field(35) for _ in range(3)])
+    brain = head + column([1.4, 1.4, 2.0]) * np.stack([field(8) for _ in range(3)])
+
+    def sample(name: str, where: np.ndarray) -> np.ndarray:
+        index = where + origin.reshape(3, *[1] * (where.ndim - 1))
+        return ndimage.map_coordinates(maps[name], index, np.float32, mode="nearest", prefilter=False)
+
+    depth = sample("depth", head)
+    x, y, height = head
+    # Layers from inside out; each boundary is a depth in mm. Temporal muscle fills the hollow of the temple.
+    temple = np.exp(-(((y - 10) / 36) ** 2) - ((height + 5) / 32) ** 2) * _step((np.abs(x) - 35) / 5)
+    skull = np.clip(rng.uniform(5.5, 7.5) + 1.0 * field(40), 3.5, None) * (1 - 0.45 * temple)
+    table = 1.5 + 0.25 * field(15)  # compact bone on either side of the spongy diploe
+    fat = np.clip(rng.uniform(2.5, 4.5) + 0.9 * field(45), 1.5, None)
+    edges = np.cumsum(
+        [
+            rng.uniform(0.5, 2.0) + 0.4 * field(30),
+            table,
+            np.clip(skull - 2 * table, 0.1, None),
+            table,
+            0.3 + 6 * temple,
+            fat,
+            1.6 + 0.2 * field(40),
+        ],
+        axis=0,
+    )
+    passed = [_step(depth - edge) for edge in edges]
+    layers = ("bone", "marrow", "bone", "muscle", "fat", "skin")
+    parts = {name: np.zeros_like(depth) for name in TISSUES}
+    for name, inner, outer in zip(layers, passed, passed[1:]):
+        parts[name] += inner - outer
+
+    # Brain tissue, only where there is brain. The average of 152 brains is blurred: powers of the fractions
+    # make boundaries crisp again. The weight of CSF stands for age: wider sulci and ventricles.
+    inside = depth < edges[0] + 2
+    where = brain[:, inside]
+    grey, white = (np.clip(sample(name, where), 0, 1) for name in ("grey", "white"))
+    t1 = sample("t1", where)
+    csf = np.clip(1 - grey - white, 0, 1) * rng.uniform(1.6, 2.8)
+    total = grey**3 + white**3 + csf**3 + 1e-6
+    fluid, sharp = csf**3 / total, white**3 / (grey**3 + white**3 + 1e-6)
+    # Deep nuclei are neither pure grey nor pure white: there the template's own T1 contrast decides.
+    contrast = np.clip((t1 - 0.60) / 0.22, 0, 1)
+    myelin = 0.75 * sharp + 0.25 * contrast
+    room = (1 - passed[0])[inside]
+    parts["csf"][inside] = fluid * room
+    parts["white"][inside] = (1 - fluid) * myelin * room
+    parts["grey"][inside] = (1 - fluid) * (1 - myelin) * room
+
+    # Flow voids: the sagittal sinus under the skull, the falx in the midline, arteries in the sulci.
+    below = depth - edges[0]
+    sinus = np.maximum(_step((-y - 30) / 4), _step((height - 45) / 4))  # it runs along the back and the top
+    void = sinus * _step(3.0 + 0.5 * below - np.abs(x)) * _step(below + 6)
+    void = np.maximum(void, 0.5 * _step(0.4 - np.abs(x)) * parts["csf"])
+    rng = stream("vessels")
+    sulci = (parts["csf"] > 0.7) & (depth > -25)  # the ventricles lie deeper
+    for s, i, j in _random_places(rng, sulci, 12 * len(z)):
+        near = np.hypot(rows[:, None] - rows[i], columns - columns[j])
+        void[s] = np.maximum(void[s], _step(rng.uniform(0.3, 1.1) - near))
+    void *= 1 - passed[0]
+    for name in ("csf", "grey", "white"):
+        parts[name] *= 1 - void
+    parts["vessel"] = void
+    return parts
+
+
+def simulate_head(
+    seed: int,
+    sequence: str = "T2w",
+    slices: int = 6,
+    matrix: int = 160,
+    width: int | None = None,
+    noise: float | None = None,
+    lesions: int | None = None,
+) -> tuple[Tensor, dict]:
+    """Scan a simulated head: single-coil k-space of axial slices, and the truth about it.
+
+    The object is drawn on a grid with half the voxel and its k-space is then cropped to what the scan
+    covers, so that Gibbs ringing and partial volume are those of a real scan, and no reconstruction can
+    profit from sharing the simulation's grid. The readout (rows) is oversampled twofold, as scanners do.
+    Simplified: one coil, thin slices, no motion, no eddy currents, no chemical shift between fat and water.
+
+    Args:
+        seed: everything random follows from it: the head, the scan and the noise.
+        sequence: one of SEQUENCES.
+        slices: number of axial slices, evenly spaced from above the orbits to below the vertex.
+        matrix: side of the target image in pixels, even; the field of view, about 230 mm, does not depend on it.
+        width: number of phase-encode lines, even; more lines than `matrix` widen the field of view, the pixel
+            stays. None is 1.1 * matrix (176 for 160).
+        noise: standard deviation of the noise in the real part of the image, as a fraction of the mean
+            white-matter signal; 0 for none, None draws 1/60 .. 1/25.
+        lesions: number of white-matter lesions; None draws: none in half of the heads, else 2..8.
+
+    Returns:
+        k-space, complex64 (slices, 2 * matrix, width), centred (DC at [matrix, width // 2]); and a dict
+        of what was simulated: sequence, seed, field_of_view_mm and voxel_mm, slice_positions_mm,
+        noise_std (absolute, real part), snr, lesions (list of slice, row, column, radius_mm; rows and
+        columns count in the target image), signals (tissue -> signal before the receiver's gain).
+
+    Raises:
+        BadInput: an unknown sequence, an odd matrix or width, a width below matrix.
+    """
+    if sequence not in SEQUENCES:
+        raise BadInput(f"unknown sequence {sequence!r}; known: {', '.join(SEQUENCES)}")
+    width = width or 2 * round(0.55 * matrix)
+    if matrix % 2 or width % 2 or width < matrix:
+        raise BadInput(f"matrix and width must be even and width >= matrix, got {matrix} and {width}")
+    # One random stream per purpose: asking for lesions changes neither the anatomy nor the noise.
+    purposes = ["scan", "anatomy", "vessels", "lesions", "tissue", "texture", "receiver", "noise"]
+    stream = lambda name: np.random.default_rng([seed, purposes.index(name)])  # noqa: E731
+
+    rng = stream("scan")
+    scale = rng.normal(1, [0.03, 0.03, 0.03]).clip(0.94, 1.06)
+    voxel = 228 * max(scale[1], 1) * rng.uniform(1.0, 1.05) / matrix  # the operator fits the view to the head
+    z = np.linspace(rng.uniform(2, 10), rng.uniform(54, 62), slices) if slices > 1 else rng.uniform(10, 50, 1)
+    rows = (np.arange(2 * matrix) - matrix) * voxel / 2  # half the voxel; the empty outer rows follow below
+    columns = (np.arange(2 * width) - width) * voxel / 2
+    parts = _tissue_fractions(stream, z, rows, columns, scale)
+    white = parts["white"] > 0.9
+
+    rng, found = stream("lesions"), []
+    drawn = int(rng.integers(2, 9) * rng.integers(2))
+    for s, i, j in _random_places(rng, white, drawn if lesions is None else lesions):
+        radius, stretch, angle = rng.uniform(1.5, 4.5), rng.uniform(0.7, 1.0), rng.uniform(0, np.pi)
+        dy, dx = rows[:, None] - rows[i], columns - columns[j]
+        along, across = (dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle))
+        blob = _step((radius - np.hypot(along, across / stretch)) / 1.2) * parts["white"][s]
+        parts["lesion"][s] += blob
+        parts["white"][s] -= blob
+        found.append(
+            {
+                "slice": int(s),
+                "row": float(i / 2),
+                "column": float((j - width + matrix) / 2),
+                "radius_mm": round(float(radius), 2),
+            }
+        )
+
+    # Contrast: every subject's tissues differ a little; so does every spot within a tissue.
+    rng = stream("tissue")
+    vary = lambda values: np.array(values) * rng.normal(1, [0.02, 0.02, 0.01])  # noqa: E731
+    signals = {name: spin_echo_signal(*vary(values), **SEQUENCES[sequence]) for name, values in TISSUES.items()}
+    image = sum(signals[name] * part for name, part in parts.items())
+    rng = stream("texture")
+    image = image * (1 + 0.02 * _smooth_field(rng, 5, z, rows, columns))
+    image *= 1 + np.stack([0.03 * _smooth_field(rng, 0.8, rows, columns) for _ in z])
+
+    # Receiver: gain, slowly varying sensitivity, and a phase that turns by a few radians over the head.
+    rng = stream("receiver")
+    y, x = rows[:, None] / 100, columns / 100
+    a = rng.normal(0, [0.8, 0.8, 1.2, 1.2, 0.8])
+    phase = rng.uniform(-np.pi, np.pi) + a[0] * y + a[1] * x + a[2] * y * y + a[3] * x * x + a[4] * x * y
+    phase = phase + 0.6 * _smooth_field(rng, 25, z, rows, columns)
+    gain = np.exp(rng.uniform(-0.5, 0.5) + 0.15 * _smooth_field(rng, 50, z, rows, columns))
+    full = np.zeros((len(z), 4 * matrix, 2 * width), np.complex64)
+    full[:, matrix : 3 * matrix] = gain * image * np.exp(1j * phase)
+
+    # Scan: k-space of the fine object, cropped; the factor keeps the image's values under the orthonormal FFT.
+    kspace = fft2c(torch.from_numpy(full))[:, matrix : 3 * matrix, width // 2 : width // 2 * 3] / 2
+    rng = stream("noise")
+    relative = 1 / rng.uniform(25, 60) if noise is None else noise
+    noise_std = float(relative * signals["white"] * gain[white].mean())
+    real_imag = torch.from_numpy(rng.standard_normal((*kspace.shape, 2), np.float32))
+    kspace = kspace + noise_std * torch.view_as_complex(real_imag)
+    info = {
+        "sequence": sequence,
+        "seed": seed,
+        "voxel_mm": round(float(voxel), 4),
+        "field_of_view_mm": round(float(voxel) * matrix, 2),
+        "slice_positions_mm": [round(float(v), 1) for v in z],
+        "noise_std": noise_std,
+        "snr": round(1 / relative, 2) if relative else float("inf"),
+        "lesions": found,
+        "signals": signals,
+    }
+    return kspace, info
+
+
+def demo_data(
+    folder: str | Path = DEMO_FOLDER, train: int = 40, val: int = 12, slices: int = 6, matrix: int = 160, seed: int = 0
+) -> Path:
+    """The demo data set, simulated on first use: one volume per simulated subject, in fastMRI's layout.
+
+    Args:
+        folder: where `train/` and `val/` are or will be; by default data/demo beside this file.
+        train, val: number of subjects in each folder, at least one; no subject is in both.
+        slices, matrix: as in simulate_head; every other subject has a wider phase field of view.
+        seed: another seed makes another set of subjects.
+
+    Returns:
+        The folder. Data that are already there are returned untouched, whatever the other arguments say.
+
+    Raises:
+        BadInput: the folder holds something else.
+    """
+    folder = Path(folder)
+    complete = lambda: all(any((folder / split).glob("*.h5")) for split in ("train", "val"))  # noqa: E731
+    if complete():
+        return folder
+    if folder.exists() and any(folder.iterdir()):
+        raise BadInput(f"{folder}: holds something that is no complete demo data set: move it away first")
+    if min(train, val) < 1:
+        raise BadInput("train and val must be at least 1")
+    print(f"Simulating {train + val} brain scans into {os.path.relpath(folder)} (once; simulated, no patients).")
+    # Built beside and renamed when complete: an interrupted run leaves no half data set.
+    building = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        jobs = [("train", i, i) for i in range(train)] + [("val", i, train + i) for i in range(val)]
+        for split, i, subject in tqdm(jobs, desc="simulating", unit="volume"):
+            (building / split).mkdir(parents=True, exist_ok=True)
+            sequence = list(SEQUENCES)[i % 4]
+            width = matrix if (i + i // 4) % 2 else None  # each sequence comes with both fields of view
+            kspace, info = simulate_head(100_000 * seed + subject, sequence, slices, matrix, width)
+            attributes = {k: json.dumps(v) if isinstance(v, (list, dict)) else v for k, v in info.items()}
+            name = f"demo_{split}_{i:03d}_{ACQUISITIONS[sequence]}.h5"
+            write_volume(
+                building / split / name,
+                kspace,
+                target_size=(matrix, matrix),
+                acquisition=ACQUISITIONS[sequence],
+                patient_id=f"demo_{subject:03d}",
+                attributes={"simulated": True, **attributes},
+            )
+        if folder.exists():
+            folder.rmdir()  # empty, see above
+        building.rename(folder)
+    except OSError:
+        if not complete():  # else another program has finished the same data in the meantime
+            raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return folder
+
+
+# --------------------------------------------------------------------------------------------------
+# 5 Classical reconstruction
+# --------------------------------------------------------------------------------------------------
+
+
+def keep_measured(image: Tensor, kspace: Tensor, mask: Tensor) -> Tensor:
+    """Hard data consistency: put the measured samples back into the k-space of `image`.
+
+    Args:
+        image: (..., H, W) complex, an estimate.
+        kspace: (..., H, W) complex, measured where mask is true.
+        mask: bool, broadcastable to kspace.
+    Returns:
+        (..., H, W) complex image whose k-space is (1 - M) F image + M kspace.
+        Schlemper et al. 2018, IEEE TMI 37(2).
+    """
+    return ifft2c(torch.where(mask, kspace, fft2c(image)))
+
+
+def _gradient(x: Tensor) -> Tensor:
+    """Forward differences along H and W, zero at the far edge: (..., H, W) -> (2, ..., H, W)."""
+    gradient = x.new_zeros((2, *x.shape))
+    gradient[0, ..., :-1, :] = x[..., 1:, :] - x[..., :-1, :]
+    gradient[1, ..., :, :-1] = x[..., :, 1:] - x[..., :, :-1]
+    return gradient
+
+
+def _gradient_adjoint(p: Tensor) -> Tensor:
+    """The adjoint of _gradient (minus the divergence): (2, ..., H, W) -> (..., H, W)."""
+    x = torch.zeros_like(p[0])
+    x[..., 1:, :] += p[0, ..., :-1, :]
+    x[..., :-1, :] -= p[0, ..., :-1, :]
+    x[..., :, 1:] += p[1, ..., :, :-1]
+    x[..., :, :-1] -= p[1, ..., :, :-1]
+    return x
+
+
+def total_variation(kspace: Tensor, mask: Tensor, weight: float = 0.01, iterations: int = 200) -> Tensor:
+    """Total-variation reconstruction: argmin_x 1/2 |M F x - y|^2 + weight * s * TV(x).
+
+    TV is the isotropic total variation of the complex image, s the largest magnitude of the
+    zero-filled image, so that `weight` has no unit. Solved by the primal-dual method of Chambolle
+    and Pock (2011, J. Math. Imaging Vis. 40); the data term's proximal step is exact, because M F is
+    diagonal in k-space. For MRI: Lustig et al. 2007, MRM 58(6).
+
+    Args:
+        kspace: (..., H, W) complex, zero where not measured.
+        mask: bool, broadcastable to kspace.
+        weight: of the total variation; larger is smoother. Tune it on training data.
+        iterations: primal-dual steps, each one pair of FFTs.
+    Returns:
+        (..., H, W) complex image.
+    """
+    if not weight >= 0:
+        raise BadInput(f"total variation weight {weight}: give a number of at least 0")
+    scale = ifft2c(kspace).abs().amax((-2, -1), keepdim=True)
+    measured = kspace / scale
+    # Step sizes whose product is below 1 / |gradient|^2 = 1/8. The dual variable is never larger than
+    # the weight while the image is about 1, so that the primal step may be the larger by far.
+    primal, dual_step = 30 / math.sqrt(8), 1 / 30 / math.sqrt(8)
+    image = ifft2c(measured)
+    ahead, dual = image, torch.zeros_like(_gradient(image))
+    for _ in range(iterations):
+        dual = dual + dual_step * _gradient(ahead)
+        dual = dual / (dual.abs().square().sum(0).sqrt() / max(weight, 1e-12)).clamp(min=1)
+        spectrum = fft2c(image - primal * _gradient_adjoint(dual))
+        spectrum = torch.where(mask, (spectrum + primal * measured) / (1 + primal), spectrum)
+        previous, image = image, ifft2c(spectrum)
+        ahead = 2 * image - previous
+    return image * scale
+
+
+# --------------------------------------------------------------------------------------------------
+# 6 Networks
+# --------------------------------------------------------------------------------------------------
+
+
+def _convolutions(inputs: int, outputs: int, dropout: float) -> nn.Sequential:
+    """Twice: 3x3 convolution, instance norm, leaky ReLU, dropout."""
+    layers: list[nn.Module] = []
+    for channels in (inputs, outputs):
+        layers += [
+            nn.Conv2d(channels, outputs, 3, padding=1, bias=False),
+            nn.InstanceNorm2d(outputs),
+            nn.LeakyReLU(0.2),
+            nn.Dropout2d(dropout),
+        ]
+    return nn.Sequential(*layers)
+
+
+class UNet(nn.Module):
+    """The U-Net of fastMRI: image to image, any size.
+
+    Ronneberger et al. 2015 (MICCAI), in the form of Zbontar et al. 2018 (arXiv 1811.08839): instance
+    norm, leaky ReLU, average pooling down, transposed convolutions up. UNet(1, 1, 32, 4) has the
+    7,756,097 parameters of the published baseline.
+
+    Args:
+        in_channels, out_channels: of the images.
+        features: channels after the first convolution; doubled at each level.
+        levels: how often the image is halved.
+        dropout: probability that a feature map is dropped in training.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, features: int, levels: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        widths = [features * 2**level for level in range(levels + 1)]
+        self.down = nn.ModuleList(
+            _convolutions(a, b, dropout) for a, b in zip([in_channels, *widths], widths, strict=False)
+        )
+        self.up = nn.ModuleList(
+            nn.Sequential(
+                nn.ConvTranspose2d(2 * width, width, 2, stride=2, bias=False),
+                nn.InstanceNorm2d(width),
+                nn.LeakyReLU(0.2),
+            )
+            for width in reversed(widths[:-1])
+        )
+        self.merge = nn.ModuleList(_convolutions(2 * width, width, dropout) for width in reversed(widths[:-1]))
+        self.last = nn.Conv2d(features, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, H, W) float -> (batch, out_channels, H, W)."""
+        # Pad to a multiple of 2^levels, so that every halving comes out even, and crop at the end.
+        height, width = x.shape[-2:]
+        multiple = 2 ** len(self.up)
+        x = nn.functional.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+        skipped = []
+        for block in self.down[:-1]:
+            x = block(x)
+            skipped.append(x)
+            x = nn.functional.avg_pool2d(x, 2)
+        x = self.down[-1](x)
+        for up, merge in zip(self.up, self.merge, strict=True):
+            x = merge(torch.cat([up(x), skipped.pop()], dim=1))
+        return self.last(x)[..., :height, :width]
+
+
+def normalize(x: Tensor, clamp: float = math.inf) -> tuple[Tensor, Tensor, Tensor]:
+    """Instance normalisation of fastMRI: (x - mean) / (std + 1e-11) over the last two axes.
+
+    Args:
+        x: (..., H, W) real.
+        clamp: bound of the result's magnitude; fastMRI uses 6 for the network's input.
+    Returns:
+        normalised x, mean (..., 1, 1), std (..., 1, 1).
+    """
+    mean, std = x.mean((-2, -1), keepdim=True), x.std((-2, -1), keepdim=True)
+    return ((x - mean) / (std + 1e-11)).clamp(-clamp, clamp), mean, std
+
+
+def as_channels(image: Tensor) -> Tensor:
+    """(batch, H, W) complex -> (batch, 2, H, W) real and imaginary part; networks see only these."""
+    return torch.view_as_real(image).movedim(-1, 1)
+
+
+def as_complex(channels: Tensor) -> Tensor:
+    """(batch, 2, H, W) -> (batch, H, W) complex64, the inverse of as_channels."""
+    return torch.view_as_complex(channels.float().movedim(1, -1).contiguous())
+
+
+class UNetReconstruction(nn.Module):
+    """Complex residual U-Net with data consistency: x <- DC(x + U-Net(x)), `cascades` times.
+
+    The zero-filled image goes in as two channels (real, imaginary), divided by its largest
+    magnitude. The last layer starts at zero, so that training starts from the zero-filled image.
+
+    Args:
+        features, levels, dropout: of the U-Net.
+        cascades: how often U-Net and data consistency follow one another, each with its own weights.
+        data_consistency: put the measured samples back after each U-Net.
+    """
+
+    def __init__(
+        self,
+        features: int = 16,
+        levels: int = 4,
+        dropout: float = 0.0,
+        cascades: int = 1,
+        data_consistency: bool = True,
+    ) -> None:
+        super().__init__()
+        self.data_consistency = data_consistency
+        self.networks = nn.ModuleList(UNet(2, 2, features, levels, dropout) for _ in range(cascades))
+        for network in self.networks:
+            nn.init.zeros_(network.last.weight)
+            nn.init.zeros_(network.last.bias)
+
+    def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+        """Reconstruct a batch.
+
+        Args:
+            kspace: (batch, H, W) complex, zero where not measured.
+            mask: bool, broadcastable to kspace.
+            size: (h, w) of the result.
+        Returns:
+            (batch, h, w) complex, in the units of the k-space.
+        """
+        image = ifft2c(kspace)
+        scale = image.abs().amax((-2, -1), keepdim=True)
+        for network in self.networks:
+            image = image + scale * as_complex(network(as_channels(image / scale)))
+            if self.data_consistency:
+                image = keep_measured(image, kspace, mask)
+        return center_crop(image, size)
+
+
+class MagnitudeUNet(nn.Module):
+    """The U-Net baseline of fastMRI: from the magnitude of the zero-filled crop to the magnitude.
+
+    Zbontar et al. 2018, arXiv 1811.08839. The phase is thrown away, hence no data consistency is
+    possible; input normalised per slice and clamped to +-6 standard deviations.
+    """
+
+    def __init__(self, features: int = 16, levels: int = 4, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.network = UNet(1, 1, features, levels, dropout)
+
+    def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+        """(batch, H, W) complex k-space -> (batch, h, w) real magnitude; the mask is not used."""
+        x, mean, std = normalize(center_crop(ifft2c(kspace), size).abs(), clamp=6)
+        return self.network(x[:, None])[:, 0].float() * std + mean
+
+
+MODELS: dict[str, type[nn.Module]] = {"unet": UNetReconstruction, "magnitude_unet": MagnitudeUNet}
+
+
+def build_model(settings: Mapping[str, Any]) -> nn.Module:
+    """A fresh network: MODELS[settings["model"]] with those settings that its class takes."""
+    network = choose(MODELS, settings["model"], "model")
+    takes = inspect.signature(network).parameters
+    return network(**{name: settings[name] for name in takes if name in settings})
+
+
+# --------------------------------------------------------------------------------------------------
+# 7 Losses and metrics
+# --------------------------------------------------------------------------------------------------
+# fastMRI's conventions: one figure per volume, data range = the largest value of the target volume.
+
+
+def ssim_map(target: Tensor, prediction: Tensor, data_range: Tensor | float, window: int = 7) -> Tensor:
+    """Structural similarity of each window: uniform window, sample covariance, K = .01 and .03.
+
+    Wang et al. 2004, IEEE TIP 13(4). The values are those of scikit-image and of fastMRI's loss.
+
+    Args:
+        target, prediction: (..., H, W) real.
+        data_range: number, or tensor that broadcasts against (..., 1, 1).
+        window: side of the square window.
+    Returns:
+        (..., H - window + 1, W - window + 1).
+    """
+    height, width = target.shape[-2:]
+    if min(height, width) < window:
+        raise BadInput(f"SSIM needs images of at least {window}x{window}, not {height}x{width}")
+
+    def mean(x: Tensor) -> Tensor:
+        x = nn.functional.avg_pool2d(x.reshape(-1, 1, height, width), (window, 1), stride=1)
+        return nn.functional.avg_pool2d(x, (1, window), stride=1)
+
+    unbiased = window**2 / (window**2 - 1)
+    x, y = target, prediction.to(target.dtype)
+    mean_x, mean_y, mean_xx, mean_yy, mean_xy = (
+        mean(z).reshape(*x.shape[:-2], height - window + 1, width - window + 1) for z in (x, y, x * x, y * y, x * y)
+    )
+    var_x, var_y = unbiased * (mean_xx - mean_x**2), unbiased * (mean_yy - mean_y**2)
+    covariance = unbiased * (mean_xy - mean_x * mean_y)
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    return ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+
+
+def _volumes(target: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as float64 tensors of one shape: float32 sums cost the sixth digit."""
+    x, y = torch.as_tensor(target).double(), torch.as_tensor(prediction).double()
+    if x.shape != y.shape:
+        raise BadInput(f"target {tuple(x.shape)} and prediction {tuple(y.shape)} differ in shape")
+    return x, y
+
+
+def nmse(target: Tensor, prediction: Tensor) -> float:
+    """Normalised mean squared error |target - prediction|^2 / |target|^2 of a volume (slices, H, W)."""
+    x, y = _volumes(target, prediction)
+    return float((x - y).square().sum() / x.square().sum())
+
+
+def psnr(target: Tensor, prediction: Tensor, data_range: float | None = None) -> float:
+    """Peak signal-to-noise ratio of a volume (slices, H, W) in dB.
+
+    data_range: the largest value of the target volume unless given.
+    """
+    x, y = _volumes(target, prediction)
+    peak = float(x.max()) if data_range is None else data_range
+    return float(10 * torch.log10(peak**2 / (x - y).square().mean()))
+
+
+def ssim(target: Tensor, prediction: Tensor, data_range: float | None = None) -> float:
+    """Structural similarity of a volume (slices, H, W): the mean over slices of each slice's mean.
+
+    data_range: the largest value of the target volume unless given.
+    """
+    x, y = _volumes(target, prediction)
+    return float(ssim_map(x, y, float(x.max()) if data_range is None else data_range).mean())
+
+
+def mae(target: Tensor, prediction: Tensor) -> float:
+    """Mean absolute error of a volume (slices, H, W), in the units of the images."""
+    x, y = _volumes(target, prediction)
+    return float((x - y).abs().mean())
+
+
+METRICS: dict[str, Callable[..., float]] = {"ssim": ssim, "psnr": psnr, "nmse": nmse, "mae": mae}
+
+
+# Losses compare magnitudes (batch, h, w) that are divided by the maximum of their target volume.
+
+
+def l1_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference."""
+    return (prediction - target).abs().mean()
+
+
+def l2_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference."""
+    return (prediction - target).square().mean()
+
+
+def ssim_loss(prediction: Tensor, target: Tensor, data_range: Tensor | float = 1.0) -> Tensor:
+    """1 - SSIM; the data range is 1 for images divided by their volume's maximum."""
+    return 1 - ssim_map(target, prediction, data_range).mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": l1_loss, "l2": l2_loss, "ssim": ssim_loss}
+
+
+def mean(values: Iterable[float]) -> float:
+    """The arithmetic mean of one or more numbers."""
+    return float(np.mean(list(values)))
+
+
+def bootstrap_interval(values: Sequence[float], repeats: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean (Efron 1979).
+
+    Args:
+        values: one figure per independent unit: a subject (or a volume, one per subject). For two
+            methods on the same subjects pass the differences: that is the paired interval.
+        repeats: resamples.
+        seed: of the resampling.
+    Returns:
+        (low, high); both are the value itself where there is only one.
+    """
+    values = np.asarray(values, float)
+    if values.ndim != 1 or len(values) == 0:
+        raise BadInput("a bootstrap interval needs at least one value")
+    rows = np.random.RandomState(seed).randint(len(values), size=(repeats, len(values)))
+    low, high = np.percentile(values[rows].mean(1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def summarize(values: Sequence[float]) -> dict[str, Any]:
+    """{"mean": .., "ci95": [low, high]} of one figure per subject."""
+    return {"mean": float(np.mean(values)), "ci95": list(bootstrap_interval(values))}
+
+
+# --------------------------------------------------------------------------------------------------
+# 8 Data set and training support
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Sample:
+    """One slice ready for a network, or a batch of slices of one size.
+
+    Attributes:
+        kspace: ([batch,] h, W) complex64, readout oversampling removed, zero where not measured.
+        mask: ([batch,] 1 or h, W) bool, true where the k-space is known: sampled, or never acquired
+            and therefore zero in the reference as well.
+        target: ([batch,] h, w) float32 reference magnitude (zeros for test files).
+        maximum: ([batch]) float32, the largest value of the target volume.
+        acceleration: ([batch]) effective acceleration: acquired samples / samples kept.
+        volume, slice: ([batch]) int, where the slice comes from.
+    """
+
+    kspace: Tensor
+    mask: Tensor
+    target: Tensor
+    maximum: Tensor
+    acceleration: Tensor
+    volume: Tensor
+    slice: Tensor
+
+    def to(self, device: torch.device | str) -> Sample:
+        """The same on another device."""
+        return Sample(*(getattr(self, f).to(device, non_blocking=True) for f in SAMPLE_FIELDS))
+
+    @staticmethod
+    def stack(samples: Sequence[Sample]) -> Sample:
+        """Many samples of one size -> one batch; the collate_fn of a DataLoader."""
+        return Sample(*(torch.stack([getattr(s, f) for s in samples]) for f in SAMPLE_FIELDS))
+
+
+SAMPLE_FIELDS = tuple(Sample.__dataclass_fields__)
+
+
+class SliceDataset(torch.utils.data.Dataset):
+    """Slices of volumes, undersampled on the fly.
+
+    Args:
+        volumes: what read_folder returned.
+        mask, acceleration, center_fraction: of sampling_mask. Files that carry a mask keep theirs.
+        seed: None gives every volume the mask that fastMRI's validation gives it (seeded by the file
+            name, so that results compare across programs); a number draws a new mask for every slice
+            and epoch, reproducibly, which is what training wants.
+        limit: use only the first `limit` slices of an even spread; 0 uses all.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[Volume],
+        mask: str,
+        acceleration: float,
+        center_fraction: float,
+        seed: int | None = None,
+        limit: int = 0,
+    ) -> None:
+        for volume in volumes:
+            if len(volume.shape) != 3:
+                raise BadInput(
+                    f"{volume.path}: {volume.shape[1]} coils, but the task is single_coil: choose single-coil files"
+                )
+        self.volumes, self.seed, self.epoch = list(volumes), seed, 0
+        self.mask, self.acceleration, self.center_fraction = mask, acceleration, center_fraction
+        self.slices = [(v, s) for v, volume in enumerate(self.volumes) for s in range(len(volume))]
+        if 0 < limit < len(self.slices):
+            spread = np.linspace(0, len(self.slices) - 1, limit).round().astype(int)
+            self.slices = [self.slices[i] for i in spread]
+        # Faults of the parameters show now rather than in the first batch.
+        for size in {self.size(i) for i in range(len(self))}:
+            sampling_mask(mask, size, acceleration, center_fraction, seed=0)
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(h, W) of the k-space of slice `index`; only slices of one size can share a batch."""
+        volume = self.volumes[self.slices[index][0]]
+        return volume.target_size[0], volume.shape[-1]
+
+    def __getitem__(self, index: int) -> Sample:
+        v, s = self.slices[index]
+        volume = self.volumes[v]
+        kspace = volume.kspace(s)
+        acquired = volume.acquired(kspace)
+        kspace = crop_readout(kspace, volume.target_size[0])
+        if volume.mask is not None:
+            mask = volume.mask
+        else:
+            seed = volume.path.name if self.seed is None else (self.seed, self.epoch, index)
+            mask = sampling_mask(self.mask, kspace.shape, self.acceleration, self.center_fraction, seed)
+        sampled = (mask & acquired).reshape(-1, mask.shape[-1])
+        rows = acquired.sum() * len(sampled)
+        return Sample(
+            kspace=kspace * sampled + 0.0,  # + 0.0 removes negative zeros, as fastMRI does
+            mask=sampled | ~acquired,
+            target=volume.target(s) if volume.mask is None else torch.zeros(volume.target_size),
+            maximum=torch.tensor(volume.maximum if volume.mask is None else 1.0),
+            acceleration=rows / sampled.sum(),
+            volume=torch.tensor(v),
+            slice=torch.tensor(s),
+        )
+
+
+class SameSizeBatches(torch.utils.data.Sampler):
+    """Batches of slices of one size, in an order that depends on (seed, epoch) alone.
+
+    Args:
+        dataset: a SliceDataset.
+        batch_size: slices per batch; the last batch of each size may be smaller.
+        shuffle: draw a new order for each epoch; else the order of the files.
+    """
+
+    def __init__(self, dataset: SliceDataset, batch_size: int, shuffle: bool) -> None:
+        self.dataset, self.batch_size, self.shuffle = dataset, batch_size, shuffle
+        self.sizes = [dataset.size(i) for i in range(len(dataset))]
+
+    def __len__(self) -> int:
+        return sum(math.ceil(self.sizes.count(s) / self.batch_size) for s in set(self.sizes))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        random = np.random.RandomState((self.dataset.seed or 0, self.dataset.epoch))
+        order = random.permutation(len(self.sizes)) if self.shuffle else np.arange(len(self.sizes))
+        batches = []
+        for size in sorted(set(self.sizes)):
+            same = [int(i) for i in order if self.sizes[i] == size]
+            batches += [same[i : i + self.batch_size] for i in range(0, len(same), self.batch_size)]
+        if self.shuffle:
+            random.shuffle(batches)
+        return iter(batches)
+
+
+def make_loader(dataset: SliceDataset, batch_size: int, shuffle: bool, workers: int = 0) -> torch.utils.data.DataLoader:
+    """A DataLoader that yields Samples batched by size."""
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_sampler=SameSizeBatches(dataset, batch_size, shuffle),
+        collate_fn=Sample.stack,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def progress(items: Any, what: str) -> Any:
+    """A progress bar on a terminal; nothing in log files and notebooks, which print a line instead."""
+    return tqdm(items, desc=what, leave=False, disable=None)
+
+
+def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint of tensors and plain Python values in one step (see replace_file).
+
+    Raises:
+        OSError: disk full or no permission; an earlier checkpoint stays as it was.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    replace_file(path, lambda partial: partial.write_bytes(buffer.getbuffer()))
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What save_checkpoint wrote, on the CPU. Only tensors and plain values: no code is executed.
+
+    Raises:
+        BadInput: missing, not a checkpoint, or one of another program.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"{path}: no such checkpoint: check the path, or train first")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the broken bytes lead it to
+        raise BadInput(f"{path}: not a checkpoint of train.py, or a damaged one: train again") from error
+    if not isinstance(content, dict) or not {"model_state", "parameters"} <= set(content):
+        raise BadInput(f"{path}: a checkpoint, but not one of train.py: choose another file")
+    return content
+
+
+def load_model(checkpoint: str | Path) -> nn.Module:
+    """A ready network from what train.py saved.
+
+    Args:
+        checkpoint: checkpoint.pt or best.pt of a run folder, or a file of checkpoints/.
+    Returns:
+        the network in evaluation mode on the CPU; its attribute `settings` holds all parameters that
+        it was trained with.
+    Raises:
+        BadInput: see read_checkpoint; or weights that do not fit the model that the file names.
+    """
+    content = read_checkpoint(checkpoint)
+    network = build_model(content["parameters"])
+    try:
+        network.load_state_dict(content["model_state"])
+    except RuntimeError as error:
+        raise BadInput(
+            f"{checkpoint}: its weights do not fit model {content['parameters']['model']!r}: "
+            "it was written by another version, train again"
+        ) from error
+    network.settings = content["parameters"]
+    return network.eval()
+
+
+# What turns measured k-space into an image: the forward of every network, zero_filled, tv_method(weight).
+Method = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+
+
+def zero_filled(kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+    """The baseline of baselines: unmeasured samples stay zero; the mask is not used."""
+    return center_crop(ifft2c(kspace), size)
+
+
+def tv_method(weight: float, iterations: int = 200) -> Method:
+    """total_variation with a fixed weight, called like a network."""
+    return lambda kspace, mask, size: center_crop(total_variation(kspace, mask, weight, iterations), size)
+
+
+def reconstruct(method: Method, batch: Sample, precision: str = "float32") -> Tensor:
+    """Magnitude images (batch, h, w) float32 of a batch; precision as train.py's parameter."""
+    device = batch.kspace.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+        return method(batch.kspace, batch.mask, batch.target.shape[-2:]).abs().float()
+
+
+@torch.inference_mode()
+def reconstruct_volume(
+    method: Method, dataset: SliceDataset, volume: int, settings: Any = None
+) -> tuple[Tensor, Tensor, float]:
+    """Reconstruct those slices of one volume that a data set holds.
+
+    Args:
+        method: a network or a classical method.
+        dataset: where the slices come from.
+        volume: index into dataset.volumes.
+        settings: train.py's parameters, of which device, batch_size and precision count.
+    Returns:
+        reconstruction and target, float32 (slices, h, w) on the CPU, and the seconds that the method
+        took, without the reading.
+    """
+    device, size, precision = "cpu", 8, "float32"
+    if settings is not None:
+        device, size, precision = settings.device, settings.batch_size, settings.precision
+    chosen = [i for i, (v, _) in enumerate(dataset.slices) if v == volume]
+    images, targets, seconds = [], [], 0.0
+    for first in range(0, len(chosen), size):
+        batch = Sample.stack([dataset[i] for i in chosen[first : first + size]]).to(device)
+        start = time.perf_counter()
+        images.append(reconstruct(method, batch, precision).cpu())  # .cpu() waits for a GPU to finish
+        seconds += time.perf_counter() - start
+        targets.append(batch.target.cpu())
+    return torch.cat(images), torch.cat(targets), seconds
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of trainable weights."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def choose_device(name: str) -> str:
+    """The device that `auto`, `cpu` or `cuda` stands for."""
+    choose({"auto": None, "cpu": None, "cuda": None}, name, "device")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BadInput("device 'cuda': PyTorch finds no GPU: choose cpu or auto")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def check_numbers(settings: Any) -> None:
+    """Refuse train.py's numbers that cannot work. Masks check theirs when a data set is made."""
+    for name in ("epochs", "batch_size", "features", "levels", "cascades"):
+        if getattr(settings, name) < 1:
+            raise BadInput(f"{name} {getattr(settings, name)}: use a whole number of at least 1")
+    for name in ("workers", "train_slices", "seed"):
+        if getattr(settings, name) < 0:
+            raise BadInput(f"{name} {getattr(settings, name)}: use 0 or a positive whole number")
+    if not 0 < settings.lr < math.inf:
+        raise BadInput(f"lr {settings.lr}: use a positive number, such as 0.001")
+    if not 0 <= settings.dropout < 1:
+        raise BadInput(f"dropout {settings.dropout}: use a number from 0 to below 1")
+
+
+class RunState:
+    """The run folder while training: checkpoints, history, and where to go on.
+
+    A run folder holds checkpoint.pt (last epoch: weights, optimizer, schedule, random states, all
+    parameters, history), best.pt (epoch of the highest validation SSIM) and log.csv (the history). An
+    earlier run in the folder is renamed to NAME.1, NAME.2 .. when the first epoch is complete, not
+    before: a fault of the input leaves everything as it was.
+
+    Args:
+        settings: all parameters; with settings.resume the state is read from settings.out.
+        network, optimizer, scheduler: objects with a state_dict.
+    Attributes:
+        epoch: epochs done.  history: a dict per epoch.  seconds: spent in all, resumed runs included.
+    Raises:
+        BadInput: the folder holds something else; the checkpoint is damaged or of other parameters.
+    """
+
+    MAY_CHANGE = ("data", "device", "epochs", "workers", "resume", "out")  # between a run and its resumption
+
+    def __init__(self, settings: Any, network: nn.Module, optimizer: Any, scheduler: Any) -> None:
+        self.settings, self.parts = settings, {"model": network, "optimizer": optimizer, "scheduler": scheduler}
+        self.folder, self.history, self.seconds = Path(settings.out), [], 0.0
+        last = self.folder / "checkpoint.pt"
+        if settings.resume and last.exists():
+            self._load(read_checkpoint(last), last)
+        elif self.folder.exists() and not self.folder.is_dir():
+            raise BadInput(f"{self.folder}: is a file, but a run needs a folder: choose another --out")
+        elif not last.exists() and self.folder.is_dir() and any(self.folder.iterdir()):
+            raise BadInput(f"{self.folder}: holds files that are no run: choose another --out or empty it")
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.history)
+
+    def _load(self, content: Mapping[str, Any], path: Path) -> None:
+        for name, value in vars(self.settings).items():
+            before = content["parameters"].get(name, value)
+            if name not in self.MAY_CHANGE and before != value:
+                raise BadInput(
+                    f"{path}: trained with {name} {before!r}, not {value!r}: "
+                    "resume with the same parameters, or choose another --out"
+                )
+        for name, part in self.parts.items():
+            part.load_state_dict(content[f"{name}_state"])
+        torch.set_rng_state(content["cpu_random_state"])
+        if torch.cuda.is_available() and len(content["gpu_random_state"]):
+            torch.cuda.set_rng_state(content["gpu_random_state"])
+        self.history, self.seconds = content["history"], content["seconds"]
+        print(f"{path}: going on after epoch {self.epoch}")
+
+    def save(self, row: Mapping[str, float], seconds: float) -> None:
+        """Add an epoch to the history and write checkpoint and log."""
+        if not self.history and not self.settings.resume:
+            self._keep_earlier_run()
+        self.history.append(dict(row))
+        self.seconds += seconds
+        gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.empty(0, dtype=torch.uint8)
+        content = {f"{name}_state": part.state_dict() for name, part in self.parts.items()} | {
+            "parameters": vars(self.settings),
+            "epoch": self.epoch,
+            "best_ssim": max(r["val_ssim"] for r in self.history),
+            "history": self.history,
+            "seconds": self.seconds,
+            "cpu_random_state": torch.get_rng_state(),
+            "gpu_random_state": gpu,
+        }
+        if row["val_ssim"] == content["best_ssim"]:
+            save_checkpoint(self.folder / "best.pt", content)
+        save_checkpoint(self.folder / "checkpoint.pt", content)
+        lines = [",".join(row), *(",".join(repr(value) for value in r.values()) for r in self.history)]
+        replace_file(self.folder / "log.csv", lambda partial: partial.write_text("\n".join(lines) + "\n"))
+
+    def _keep_earlier_run(self) -> None:
+        if (self.folder / "checkpoint.pt").exists():
+            numbers = (n for n in range(1, 10**6) if not Path(f"{self.folder}.{n}").exists())
+            kept = self.folder.rename(f"{self.folder}.{next(numbers)}")
+            print(f"{self.folder} held a run: kept as {kept}")
+
+    def line(self) -> str:
+        """One line on the last epoch."""
+        row = self.history[-1]
+        return (
+            f"epoch {row['epoch']:3d}/{self.settings.epochs}  loss {row['train_loss']:.4f}  "
+            f"validation SSIM {row['val_ssim']:.4f}  PSNR {row['val_psnr']:.2f} dB  {self.seconds:.0f} s"
+        )
+
+
+def describe(settings: Any, train_set: SliceDataset, val_set: SliceDataset) -> str:
+    """What a run is about to do, in one line."""
+    simulated = ", simulated" if all(v.attributes.get("simulated") for v in val_set.volumes) else ""
+    return (
+        f"{settings.data}{simulated}: {len(train_set)} training slices of {len(train_set.volumes)} volumes, "
+        f"{len(val_set)} validation slices of {len(val_set.volumes)}; mask {settings.mask} "
+        f"{settings.acceleration:g}x, centre {100 * settings.center_fraction:g} %; {settings.device}"
+    )
+
+
+def summarize_run(scores: Mapping[str, tuple], val_set: SliceDataset, settings: Any) -> dict[str, Any]:
+    """The content of metrics.json: means with intervals, in all and by acquisition, and every volume.
+
+    Args:
+        scores: method -> (a {metric: value} per volume, images, seconds per slice), the network last.
+        val_set: what was scored.
+        settings: all parameters.
+    """
+    volumes = val_set.volumes
+    rows = {name: rows for name, (rows, _, _) in scores.items()}
+
+    def table(chosen: Sequence[int]) -> dict[str, Any]:
+        return {
+            name: {metric: summarize([rows[name][i][metric] for i in chosen]) for metric in METRICS} for name in rows
+        }
+
+    *others, network = rows
+    everything = range(len(volumes))
+    kinds = sorted({v.acquisition for v in volumes})
+    first = {v: i for i, (v, _) in reversed(list(enumerate(val_set.slices)))}  # of each volume
+    return {
+        "parameters": dict(vars(settings)),
+        "provenance": provenance(),
+        "data": {
+            "volumes": len(volumes),
+            "subjects": len({v.patient_id for v in volumes}),
+            "slices": len(val_set),
+            "simulated": all(bool(v.attributes.get("simulated")) for v in volumes),
+            "effective_acceleration": mean(float(val_set[i].acceleration) for i in first.values()),
+        },
+        "methods": table(everything),
+        "per_acquisition": {kind: table([i for i in everything if volumes[i].acquisition == kind]) for kind in kinds},
+        "paired": {
+            f"{network} - {other}": {
+                metric: summarize([rows[network][i][metric] - rows[other][i][metric] for i in everything])
+                for metric in METRICS
+            }
+            for other in others
+        },
+        "per_volume": {
+            volumes[i].path.name: {"acquisition": volumes[i].acquisition} | {name: rows[name][i] for name in rows}
+            for i in everything
+        },
+        "seconds_per_slice": {name: seconds for name, (_, _, seconds) in scores.items()},
+    }
+
+
+def metrics_table(metrics: Mapping[str, Any], by_acquisition: bool = False) -> str:
+    """metrics.json as a table of text: mean [95 % interval] of each method, and the paired differences."""
+    data, digits = metrics["data"], {"ssim": 3, "psnr": 2, "nmse": 4, "mae": 5}
+
+    def row(name: str, figures: Mapping[str, Any], note: str = "") -> str:
+        cells = []
+        for metric, d in digits.items():
+            if metric in figures and metric != "mae":
+                low, high = figures[metric]["ci95"]
+                cells.append(f"{figures[metric]['mean']:.{d}f} [{low:.{d}f}, {high:.{d}f}]".ljust(24))
+        return f"{name:24s}" + "".join(cells) + note
+
+    speed = metrics["seconds_per_slice"]
+    lines = [
+        f"{data['volumes']} {'simulated ' if data['simulated'] else ''}validation volumes of {data['subjects']} "
+        f"subjects, effective acceleration {data['effective_acceleration']:.2f}; per volume, data range = "
+        "maximum of the volume; mean [95 % bootstrap interval over volumes]",
+        f"{'':24s}{'SSIM':24s}{'PSNR (dB)':24s}{'NMSE':24s}ms per slice",
+    ]
+    lines += [row(name, f, f"{1000 * speed[name]:.0f}") for name, f in metrics["methods"].items()]
+    lines += [row(name, f) for name, f in metrics["paired"].items()]
+    if by_acquisition:
+        for kind, methods in metrics["per_acquisition"].items():
+            lines += ["", kind, *(row("  " + name, f) for name, f in methods.items())]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def save_run(
+    folder: str | Path,
+    metrics: Mapping[str, Any],
+    images: Mapping[str, Sequence[Tensor]],
+    val_set: SliceDataset,
+    history: Sequence[Mapping[str, float]],
+) -> None:
+    """Write figures/*.png, reconstructions/*.h5 (in the format of fastMRI's evaluation) and metrics.json.
+
+    Args:
+        folder: of the run.
+        metrics: what summarize_run returned; written last, so that it marks a complete run.
+        images: method -> a reconstruction (slices, h, w) per volume, the network last.
+        val_set: the volumes that were reconstructed.
+        history: a row per epoch, for the learning curves.
+    """
+    folder, network = Path(folder), list(images)[-1]
+    for volume, image in zip(val_set.volumes, images[network]):
+
+        def write(partial: Path, image: Tensor = image) -> None:
+            with h5py.File(partial, "w") as file:
+                file["reconstruction"] = image.numpy()
+
+        replace_file(folder / "reconstructions" / volume.path.name, write)
+    quality = [metrics["per_volume"][v.path.name][network]["ssim"] for v in val_set.volumes]
+    order = np.argsort(quality)
+    picks = {"worst": order[0], "median": order[len(order) // 2], "best": order[-1]}
+    figures = {name: _compare_volume(val_set, int(i), images) for name, i in picks.items()}
+    figures["curves"] = show_curves(history)
+    for name, figure in figures.items():
+        save_figure(figure, folder / "figures" / f"{name}.png")
+    text = json.dumps(metrics, indent=1)
+    replace_file(folder / "metrics.json", lambda partial: partial.write_text(text))
+
+
+def _compare_volume(val_set: SliceDataset, index: int, images: Mapping[str, Sequence[Tensor]]) -> Any:
+    """The middle slice of a volume by every method, titled with the volume's name."""
+    volume = val_set.volumes[index]
+    middle = len(images[next(iter(images))][index]) // 2
+    chosen = [s for v, s in val_set.slices if v == index]
+    target = volume.target(chosen[middle])
+    figure = compare(target, {name: stack[index][middle] for name, stack in images.items()}, volume.maximum)
+    figure.suptitle(f"{volume.path.stem}, slice {chosen[middle]}", fontsize=9)
+    return figure
+
+
+def run_or_explain(run: Callable[[], Any]) -> Any:
+    """run(); outside a kernel a BadInput ends the program with its one line and exit status 1."""
+    if "get_ipython" in sys.modules["__main__"].__dict__:
+        return run()
+    try:
+        return run()
+    except BadInput as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{Path(sys.argv[0]).name}: interrupted; --resume goes on after the last full epoch")
+
+
+def read_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a notebook's parameters cell, whichever way the notebook is run.
+
+    The annotated assignments of that cell, `epochs: int = 10  # passes over the data`, are the one
+    list of parameters. In a kernel (by hand, or by papermill, which assigns anew) the values are
+    taken as they stand; in the script made from the notebook they come from the command line, with
+    the comment as help; in an imported module they are the defaults.
+
+    Args:
+        namespace: globals() of the notebook or script.
+    Raises:
+        BadInput: papermill set a name that the cell does not have, or a value of the wrong type.
+    """
+    kinds = {name: kind.__name__ for name, kind in namespace["__annotations__"].items()}
+    values = {name: namespace[name] for name in kinds}
+    if "get_ipython" in namespace:
+        # papermill only warns of unknown parameters. In a fresh kernel nothing but papermill can
+        # have put a plain value beside the parameters.
+        plain = (bool, int, float, str, list, dict)
+        for name, value in namespace.items():
+            known = name in values or name.startswith("_") or "parameters" in namespace
+            if not known and type(value) in plain and name not in ("In", "Out"):
+                choose(values, name, "parameter")
+    elif namespace["__name__"] == "__main__":
+        values = _command_line(namespace, kinds)
+    return {name: _as_type(name, value, kinds[name]) for name, value in values.items()}
+
+
+def _as_type(name: str, value: Any, kind: str) -> Any:
+    """A parameter's value as the type of its annotation; "1e-4" counts as a float."""
+    convert = {"int": int, "float": float, "str": str, "bool": bool}[kind]
+    try:
+        if kind == "bool" and not isinstance(value, bool):
+            raise ValueError("not true or false")
+        if kind == "int" and isinstance(value, float) and value != int(value):
+            raise ValueError("not a whole number")
+        return convert(value)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"parameter {name}: {value!r} is no {kind}: {error}") from error
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """argparse without the page of usage in front of the fault."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
+
+
+def _command_line(namespace: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, Any]:
+    """Flags made from the annotated assignments and their comments in the script's own text."""
+    source = Path(namespace["__file__"]).read_text(encoding="utf-8")
+    parser = _OneLineParser(
+        description=namespace["__doc__"],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        usage="%(prog)s [--flag value ...]",
+    )
+    for name, kind in kinds.items():
+        found = re.search(rf"^{name}: {kind} = .*?  # (.*)$", source, re.MULTILINE)
+        text = (found[1] if found else "").replace("%", "%%") + f" (default: {namespace[name]})"
+        options: dict[str, Any] = {"default": namespace[name], "help": text}
+        if kind == "bool":
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= {"type": {"int": int, "float": float, "str": str}[kind], "metavar": kind.upper()}
+        parser.add_argument("--" + name.replace("_", "-"), **options)
+    return vars(parser.parse_args())
+
+
+def provenance() -> dict[str, Any]:
+    """Where a result comes from: commit, versions, machine."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    return {
+        "commit": git("rev-parse", "HEAD") or "unknown",
+        "clean": git("status", "--porcelain") == "",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "command": " ".join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+# 9 Figures and sliders
+# --------------------------------------------------------------------------------------------------
+
+
+def to_array(x: Tensor | np.ndarray) -> np.ndarray:
+    """A displayable float array: the magnitude of complex input, float of everything else."""
+    x = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    return np.abs(x) if np.iscomplexobj(x) else x.astype(float)
+
+
+def log_magnitude(kspace: Tensor) -> Tensor:
+    """log10(1e-4 + |k| / max |k|): k-space spans decades, so its pictures are logarithmic."""
+    return torch.log10(1e-4 + kspace.abs() / kspace.abs().amax((-2, -1), keepdim=True))
+
+
+def mask_image(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """A mask as a picture of k-space (H, W); 1-D masks become vertical lines."""
+    return mask.expand(tuple(size)).float()
+
+
+def mask_title(kind: str, mask: Tensor) -> str:
+    """The name of a mask and the number that every mask figure must print."""
+    return f"{kind}, effective {effective_acceleration(mask):.2f}x"
+
+
+def show_images(
+    images: Sequence[Tensor | np.ndarray | None],
+    titles: Sequence[str],
+    window: tuple[float, float] | None = None,
+    columns: int | None = None,
+    cmap: str = "gray",
+    width: float = 9.0,
+    scale_bar: bool = False,
+) -> Any:
+    """A row or grid of images in one grey window; complex images are shown as magnitude.
+
+    Args:
+        images: each (H, W); None leaves its place empty. The first one sets size and window.
+        titles: one each.
+        window: (black, white); the default runs from 0 or the smallest value to the largest of the
+            first image, the same for all.
+        columns: images per row; all in one row by default.
+        cmap: matplotlib's name of the colour map.
+        width: of the figure in inches.
+        scale_bar: draw a colour bar, for pictures whose values matter.
+    Returns:
+        the matplotlib figure.
+    """
+    import matplotlib.pyplot as plt
+
+    arrays = [None if image is None else to_array(image) for image in images]
+    columns = columns or len(arrays)
+    rows = math.ceil(len(arrays) / columns)
+    low, high = window or (min(0.0, float(arrays[0].min())), float(arrays[0].max()))
+    aspect = arrays[0].shape[0] / arrays[0].shape[1]
+    size = (width, rows * (width / columns * aspect + 0.35))
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, array, title in zip(axes.flat, arrays, titles):
+        if array is not None:
+            picture = axis.imshow(array, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
+            axis.set_title(title, fontsize=9)
+    if scale_bar:
+        figure.colorbar(picture, ax=axes, shrink=0.8)
+    return figure
+
+
+def compare(
+    target: Tensor,
+    reconstructions: Mapping[str, Tensor],
+    data_range: float | None = None,
+    error_factor: float = 5.0,
+    width: float = 9.0,
+) -> Any:
+    """Reconstructions of one slice beside the reference, their errors below, all in one window.
+
+    Args:
+        target: (h, w) real reference.
+        reconstructions: name -> (h, w), real or complex.
+        data_range: white of the window and range of SSIM and PSNR; the maximum of the target unless
+            given (give the volume's maximum to match a table of per-volume figures).
+        error_factor: brightness of the error maps, printed in their titles.
+    Returns:
+        the matplotlib figure.
+    """
+    peak = float(target.max()) if data_range is None else data_range
+    above, below, titles, error_titles = [target], [None], ["reference"], [""]
+    for name, image in reconstructions.items():
+        image = image.abs()
+        above.append(image)
+        below.append((image - target).abs() * error_factor)
+        titles.append(f"{name}\nSSIM {ssim(target, image, peak):.3f}, {psnr(target, image, peak):.1f} dB")
+        error_titles.append(f"|error| x {error_factor:g}")
+    return show_images(above + below, titles + error_titles, (0, peak), columns=len(above), width=width)
+
+
+def show_sample(sample: Sample) -> Any:
+    """One training sample: measured k-space, its zero-filled image, the reference."""
+    size = sample.target.shape
+    images = [
+        center_crop(log_magnitude(sample.kspace), size) / 4 + 1,
+        zero_filled(sample.kspace, sample.mask, size).abs() / sample.maximum,
+        sample.target / sample.maximum,
+    ]
+    titles = [f"measured k-space (log), {float(sample.acceleration):.2f}x", "zero-filled image", "reference"]
+    return show_images(images, titles, (0, 1))
+
+
+def show_curves(history: Sequence[Mapping[str, float]]) -> Any:
+    """Learning curves: training loss, validation SSIM and PSNR over the epochs."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(9, 2.6), layout="constrained")
+    names = {"train_loss": "training loss", "val_ssim": "validation SSIM", "val_psnr": "validation PSNR (dB)"}
+    for axis, (key, name) in zip(axes, names.items()):
+        axis.plot([row["epoch"] for row in history], [row[key] for row in history], ".-")
+        axis.set(xlabel="epoch", title=name)
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Write a matplotlib figure as PNG in one step and close it."""
+    import matplotlib.pyplot as plt
+
+    replace_file(path, lambda partial: figure.savefig(partial, format="png", dpi=110))
+    plt.close(figure)
+
+
+def show_file(path: str | Path) -> None:
+    """Display a PNG file in a notebook."""
+    from IPython.display import Image, display
+
+    display(Image(filename=str(path)))
+
+
+def _panel_png(panels: Mapping[str, np.ndarray], height: int = 320) -> bytes:
+    """Titled grey panels side by side as one PNG; values 0 to 1, enlarged to `height` rows.
+
+    Drawn with Pillow, which takes a tenth of matplotlib's time: sliders must answer at once.
+    """
+    from matplotlib import get_data_path
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.truetype(str(Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf")), 12)
+    pictures = []
+    for array in panels.values():
+        grey = Image.fromarray((np.clip(array, 0, 1) * 255).astype(np.uint8))
+        width = round(grey.width * height / grey.height)
+        pictures.append(grey.resize((width, height), Image.Resampling.NEAREST))
+    sheet = Image.new("L", (sum(p.width + 6 for p in pictures) - 6, height + 22), 255)
+    draw, left = ImageDraw.Draw(sheet), 0
+    for title, picture in zip(panels, pictures, strict=True):
+        draw.text((left + 2, 3), title, fill=0, font=font)
+        sheet.paste(picture, (left, 22))
+        left += picture.width + 6
+    buffer = io.BytesIO()
+    sheet.save(buffer, "png", compress_level=1)
+    return buffer.getvalue()
+
+
+def explore(update: Callable[..., tuple[Mapping[str, Any], str]], height: int = 320, **controls: Any) -> None:
+    """Show sliders that redraw one picture.
+
+    One persistent widgets.Image is replaced at each change: no Output widget, which hangs headless
+    runs. Where no widgets are drawn (a code host), a line of text stands in their place.
+
+    Args:
+        update: called with the controls' values as keywords; returns ({title: panel}, text), each
+            panel an (H, W) array or tensor with values 0 (black) to 1 (white), the text HTML.
+            A BadInput that it raises (an impossible pair of settings) is shown as the text.
+        height: of the panels in pixels.
+        controls: name -> an ipywidgets control.
+    """
+    import ipywidgets as widgets
+    from IPython.display import display
+
+    picture = widgets.Image(format="png", layout=widgets.Layout(align_self="flex-start"))
+    text = widgets.HTML()
+
+    def draw(_change: Any = None) -> None:
+        try:
+            panels, caption = update(**{name: control.value for name, control in controls.items()})
+        except BadInput as error:
+            text.value = f"<b>{error}</b>"
+            return
+        picture.value = _panel_png({k: to_array(p) for k, p in panels.items()}, height)
+        text.value = caption
+
+    for name, control in controls.items():
+        control.description = control.description or name.replace("_", " ")
+        control.style = {"description_width": "8em"}
+        control.observe(draw, "value")
+    draw()
+    box = widgets.VBox([*controls.values(), text, picture])
+    bundle = box._repr_mimebundle_()
+    names = ", ".join(control.description for control in controls.values())
+    bundle["text/plain"] = f"[sliders: {names}. Run the notebook to move them; stills below.]"
+    display(bundle, raw=True)
