@@ -703,6 +703,8 @@ def read_volume(path: str | Path) -> Volume:
             )
         size = file[key].shape[-2:] if key else (recon or shape[-2:])
         size = (min(size[0], shape[-2]), min(size[1], shape[-1]))
+        if min(size) < 1:
+            raise BadInput(f"{path}: ismrmrd_header asks for an image of {size[0]}x{size[1]}: repair the header")
         if key and size != file[key].shape[-2:]:
             raise BadInput(f"{path}: {key} {file[key].shape} is larger than kspace {shape}: repair it")
         mask = None
@@ -751,7 +753,7 @@ def replace_file(path: str | Path, write: Callable[[Path], Any]) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]
+        reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]  # HDF5 tells pages
         raise BadInput(f"{path}: cannot be written ({reason}): free disk space or choose another folder") from error
     finally:
         with contextlib.suppress(OSError):
@@ -1268,7 +1270,7 @@ def _gradient_adjoint(p: Tensor) -> Tensor:
     return x
 
 
-def total_variation(kspace: Tensor, mask: Tensor, weight: float = 0.01, iterations: int = 200) -> Tensor:
+def total_variation(kspace: Tensor, mask: Tensor, weight: float = 0.01, iterations: int = 300) -> Tensor:
     """Total-variation reconstruction: argmin_x 1/2 |M F x - y|^2 + weight * s * TV(x).
 
     TV is the isotropic total variation of the complex image, s the largest magnitude of the
@@ -1757,6 +1759,14 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
     replace_file(path, lambda partial: partial.write_bytes(buffer.getbuffer()))
 
 
+def export_weights(checkpoint: str | Path, path: str | Path) -> None:
+    """A small copy of a checkpoint for readers: weights as float16, parameters, history; no optimizer."""
+    content = read_checkpoint(checkpoint)
+    weights = {name: w.half() if w.is_floating_point() else w for name, w in content["model_state"].items()}
+    kept = {name: content[name] for name in ("parameters", "epoch", "history", "seconds")}
+    save_checkpoint(path, {"model_state": weights} | kept)
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """What save_checkpoint wrote, on the CPU. Only tensors and plain values: no code is executed.
 
@@ -1782,7 +1792,7 @@ def load_model(checkpoint: str | Path) -> nn.Module:
         checkpoint: checkpoint.pt or best.pt of a run folder, or a file of checkpoints/.
     Returns:
         the network in evaluation mode on the CPU; its attribute `settings` holds all parameters that
-        it was trained with.
+        it was trained with, `history` a row per epoch.
     Raises:
         BadInput: see read_checkpoint; or weights that do not fit the model that the file names.
     """
@@ -1795,7 +1805,7 @@ def load_model(checkpoint: str | Path) -> nn.Module:
             f"{checkpoint}: its weights do not fit model {content['parameters']['model']!r}: "
             "it was written by another version, train again"
         ) from error
-    network.settings = content["parameters"]
+    network.settings, network.history = content["parameters"], content.get("history", [])
     return network.eval()
 
 
@@ -1808,7 +1818,7 @@ def zero_filled(kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
     return center_crop(ifft2c(kspace), size)
 
 
-def tv_method(weight: float, iterations: int = 200) -> Method:
+def tv_method(weight: float, iterations: int = 300) -> Method:
     """total_variation with a fixed weight, called like a network."""
     return lambda kspace, mask, size: center_crop(total_variation(kspace, mask, weight, iterations), size)
 
@@ -2042,6 +2052,8 @@ def metrics_table(metrics: Mapping[str, Any], by_acquisition: bool = False) -> s
     ]
     lines += [row(name, f, f"{1000 * speed[name]:.0f}") for name, f in metrics["methods"].items()]
     lines += [row(name, f) for name, f in metrics["paired"].items()]
+    if data["subjects"] < data["volumes"]:
+        lines.append("Several volumes are of one subject: they are not independent, the intervals are too narrow.")
     if by_acquisition:
         for kind, methods in metrics["per_acquisition"].items():
             lines += ["", kind, *(row("  " + name, f) for name, f in methods.items())]
@@ -2226,7 +2238,7 @@ def show_images(
     window: tuple[float, float] | None = None,
     columns: int | None = None,
     cmap: str = "gray",
-    width: float = 9.0,
+    width: float = 8.0,
     scale_bar: bool = False,
 ) -> Any:
     """A row or grid of images in one grey window; complex images are shown as magnitude.
@@ -2267,8 +2279,8 @@ def compare(
     target: Tensor,
     reconstructions: Mapping[str, Tensor],
     data_range: float | None = None,
-    error_factor: float = 5.0,
-    width: float = 9.0,
+    error_factor: float = 3.0,
+    width: float = 8.0,
 ) -> Any:
     """Reconstructions of one slice beside the reference, their errors below, all in one window.
 
@@ -2321,7 +2333,7 @@ def save_figure(figure: Any, path: str | Path) -> None:
     """Write a matplotlib figure as PNG in one step and close it."""
     import matplotlib.pyplot as plt
 
-    replace_file(path, lambda partial: figure.savefig(partial, format="png", dpi=110))
+    replace_file(path, lambda partial: figure.savefig(partial, format="png", dpi=100))
     plt.close(figure)
 
 
@@ -2357,6 +2369,13 @@ def _panel_png(panels: Mapping[str, np.ndarray], height: int = 320) -> bytes:
     return buffer.getvalue()
 
 
+def show_controls(box: Any, static_text: str) -> None:
+    """Display widgets; where none are drawn (a code host), `static_text` stands in their place."""
+    from IPython.display import display
+
+    display(box._repr_mimebundle_() | {"text/plain": static_text}, raw=True)
+
+
 def explore(update: Callable[..., tuple[Mapping[str, Any], str]], height: int = 320, **controls: Any) -> None:
     """Show sliders that redraw one picture.
 
@@ -2371,7 +2390,6 @@ def explore(update: Callable[..., tuple[Mapping[str, Any], str]], height: int = 
         controls: name -> an ipywidgets control.
     """
     import ipywidgets as widgets
-    from IPython.display import display
 
     picture = widgets.Image(format="png", layout=widgets.Layout(align_self="flex-start"))
     text = widgets.HTML()
@@ -2390,8 +2408,8 @@ def explore(update: Callable[..., tuple[Mapping[str, Any], str]], height: int = 
         control.style = {"description_width": "8em"}
         control.observe(draw, "value")
     draw()
-    box = widgets.VBox([*controls.values(), text, picture])
-    bundle = box._repr_mimebundle_()
     names = ", ".join(control.description for control in controls.values())
-    bundle["text/plain"] = f"[sliders: {names}. Run the notebook to move them; stills below.]"
-    display(bundle, raw=True)
+    show_controls(
+        widgets.VBox([*controls.values(), text, picture]),
+        f"[sliders: {names}. Run the notebook to move them; stills below.]",
+    )

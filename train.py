@@ -207,7 +207,7 @@ its weight tuned on training slices only.
 
 
 # %%
-def tune_tv(train_set, settings, weights=(0.001, 0.002, 0.004, 0.008, 0.016), slices=16):
+def tune_tv(train_set, settings, weights=(0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008), slices=16):
     """The total-variation weight with the highest mean SSIM on a few training slices."""
     picks = torch.linspace(0, len(train_set) - 1, min(slices, len(train_set))).long().tolist()
     samples = [mri.Sample.stack([train_set[i]]).to(settings.device) for i in picks]
