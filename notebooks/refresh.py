@@ -46,7 +46,8 @@ def refresh(path: Path) -> None:
     """Execute one notebook in its folder and write it back."""
     print(path.name, flush=True)
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": str(FOLDER)}}).execute()
+    where = {"metadata": {"path": str(FOLDER)}}
+    NotebookClient(notebook, timeout=3600, resources=where, coalesce_streams=True).execute()
     clean(notebook)
     nbformat.write(notebook, path)
 

@@ -1,0 +1,445 @@
+"""Section 8 and train.py: a run's folder, resuming, reproducibility, faults that change nothing."""
+
+import importlib
+import json
+import os
+import pickle
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import mri_utils as mri
+
+SMALL = {"epochs": 2, "features": 4, "levels": 2}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "2", "MPLBACKEND": "agg", "COLUMNS": "1000"}
+
+
+def flags(changes):
+    """{"center_fraction": 0.1} -> ["--center-fraction", "0.1"]; True -> the bare flag."""
+    words = []
+    for name, value in changes.items():
+        words += ["--" + name.replace("_", "-")] + ([] if value is True else [str(value)])
+    return words
+
+
+def command(changes):
+    return [sys.executable, str(mri.ROOT / "train.py"), *flags(SMALL | changes)]
+
+
+def start(**changes):
+    return subprocess.run(command(changes), cwd=mri.ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+def train(**changes):
+    done = start(**changes)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def snapshot(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def same_weights(one, other):
+    pairs = zip(mri.load_model(one).state_dict().items(), mri.load_model(other).state_dict().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    """A complete run of two epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    done = train(data=tiny, out=folder)
+    return SimpleNamespace(folder=folder, output=done.stdout, metrics=json.loads((folder / "metrics.json").read_text()))
+
+
+# --- what a run leaves ------------------------------------------------------------------------------
+
+
+def test_files_of_the_run_folder(run, tiny):
+    names = {path.name for path in (tiny / "val").iterdir()}
+    assert {path.name for path in run.folder.iterdir()} == {
+        *("checkpoint.pt", "best.pt", "log.csv", "metrics.json", "figures", "reconstructions")
+    }
+    assert {path.name for path in (run.folder / "reconstructions").iterdir()} == names and len(names) == 2
+    pictures = {path.name: path.read_bytes() for path in (run.folder / "figures").iterdir()}
+    assert set(pictures) == {"worst.png", "median.png", "best.png", "curves.png"}
+    assert all(content.startswith(b"\x89PNG") and len(content) > 5000 for content in pictures.values())
+    assert pictures["worst.png"] != pictures["best.png"]
+
+
+def test_log_has_a_row_per_epoch(run):
+    head, *rows = (run.folder / "log.csv").read_text().splitlines()
+    assert head.split(",") == ["epoch", "train_loss", "val_ssim", "val_psnr", "val_nmse"]
+    assert [row.split(",")[0] for row in rows] == ["1", "2"]
+    assert np.isfinite([[float(x) for x in row.split(",")] for row in rows]).all()
+    assert run.output.count("epoch   ") == 2 and "simulated" in run.output.splitlines()[0]
+
+
+def test_structure_of_metrics_json(run, tiny):
+    metrics = run.metrics
+    assert {"parameters", "provenance", "methods", "per_acquisition", "train_seconds", "parameters_count"} <= set(metrics)
+    assert list(metrics["methods"]) == ["zero_filled", "tv", "unet"]
+    kinds = {v.acquisition for v in mri.read_folder(tiny / "val")}
+    assert set(metrics["per_acquisition"]) == kinds
+    for methods in (metrics["methods"], *metrics["per_acquisition"].values()):
+        for figures in methods.values():
+            assert set(figures) == {"ssim", "psnr", "nmse", "mae"}
+            for figure in figures.values():
+                low, high = figure["ci95"]
+                assert low <= figure["mean"] <= high
+    parameters = importlib.import_module("train").parameters
+    expected = parameters | SMALL | {"data": str(tiny), "out": str(run.folder)}
+    assert {k: v for k, v in metrics["parameters"].items() if k != "device"} == {
+        k: v for k, v in expected.items() if k != "device"
+    }
+    assert metrics["parameters"]["device"] in ("cpu", "cuda")
+    assert {"commit", "torch", "python", "command"} <= set(metrics["provenance"])
+    assert metrics["train_seconds"] > 0 and metrics["data"]["simulated"] is True
+    assert metrics["parameters_count"] == mri.count_parameters(mri.load_model(run.folder / "checkpoint.pt"))
+    sampled = [float(s.acceleration) for s in (validation(tiny)[0], validation(tiny)[2])]  # one mask per volume
+    assert metrics["data"]["effective_acceleration"] == pytest.approx(np.mean(sampled))
+
+
+def validation(tiny):
+    return mri.SliceDataset(mri.read_folder(tiny / "val"), "random", 4.0, 0.08)
+
+
+def test_reconstructions_are_those_of_the_saved_model(run, tiny):
+    network, data, quality = mri.load_model(run.folder / "checkpoint.pt"), validation(tiny), []
+    assert not network.training and network.settings["features"] == 4
+    for i, volume in enumerate(data.volumes):
+        with h5py.File(run.folder / "reconstructions" / volume.path.name) as file:
+            stored = torch.from_numpy(file["reconstruction"][()])
+        image, target, _ = mri.reconstruct_volume(network, data, i)
+        assert stored.shape == (2, 48, 48) and stored.dtype == torch.float32
+        assert torch.allclose(stored, image, rtol=1e-5, atol=1e-6 * float(image.max()))
+        assert torch.equal(target, torch.stack([volume.target(s) for s in range(2)]))
+        quality.append(mri.ssim(target, stored))
+        assert run.metrics["per_volume"][volume.path.name]["unet"]["ssim"] == pytest.approx(quality[-1], rel=1e-9)
+    assert run.metrics["methods"]["unet"]["ssim"]["mean"] == pytest.approx(np.mean(quality), rel=1e-9)
+
+
+def test_fastmris_evaluation_agrees(run, tiny):
+    evaluate = pytest.importorskip("fastmri.evaluate", reason="pip install --no-deps fastmri==0.3.0")
+    places = {"target_path": tiny / "val", "predictions_path": run.folder / "reconstructions"}
+    means = evaluate.evaluate(
+        SimpleNamespace(**places, challenge="singlecoil", acquisition=None), "reconstruction_esc"
+    ).means()
+    for metric in ("ssim", "psnr", "nmse"):
+        ours = run.metrics["methods"]["unet"][metric]["mean"]
+        assert ours == pytest.approx(float(np.squeeze(means[metric.upper()])), rel=1e-5)
+
+
+def test_checkpoint_holds_everything(run):
+    content = mri.read_checkpoint(run.folder / "checkpoint.pt")
+    assert {"model_state", "optimizer_state", "scheduler_state", "cpu_random_state", "gpu_random_state"} <= set(content)
+    assert content["epoch"] == 2 and content["parameters"]["levels"] == 2
+    assert content["best_ssim"] == max(row["val_ssim"] for row in content["history"])
+    best = mri.read_checkpoint(run.folder / "best.pt")
+    assert best["history"][-1]["val_ssim"] == content["best_ssim"]
+
+
+def test_a_second_run_keeps_the_first(run, tiny, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run.folder, out)
+    before = snapshot(out)
+    for n in (1, 2):
+        done = train(data=tiny, out=out, epochs=1, seed=n)
+        assert f"kept as {out}.{n}" in done.stdout
+    assert snapshot(tmp_path / "run.1") == before
+    seeds = [mri.load_model(tmp_path / f"run{end}" / "checkpoint.pt").settings["seed"] for end in ("", ".1", ".2")]
+    assert seeds == [2, 0, 1]
+
+
+# --- the same numbers -------------------------------------------------------------------------------
+
+
+def test_killed_and_resumed_is_undisturbed(tiny, tmp_path):
+    changes = {"data": tiny, "epochs": 8, "dropout": 0.1, "seed": 3}
+    train(**changes, out=tmp_path / "whole")
+    killed = subprocess.Popen(command(changes | {"out": tmp_path / "killed"}), cwd=mri.ROOT, env=ENVIRONMENT)
+    log = tmp_path / "killed" / "log.csv"
+    while not log.exists() and killed.poll() is None:
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert 2 <= len(log.read_text().splitlines()) < 9
+    done = train(**changes, out=tmp_path / "killed", resume=True)
+    assert "going on after epoch" in done.stdout
+    assert log.read_bytes() == (tmp_path / "whole" / "log.csv").read_bytes()
+    assert same_weights(tmp_path / "whole" / "checkpoint.pt", tmp_path / "killed" / "checkpoint.pt")
+    methods = [json.loads((tmp_path / name / "metrics.json").read_text())["methods"] for name in ("whole", "killed")]
+    assert methods[0] == methods[1]
+
+
+@pytest.mark.parametrize("left", ["best.pt", "best.pt.partial", "checkpoint.pt.partial"])
+def test_killed_while_the_first_checkpoint_was_written(tiny, tmp_path, left, monkeypatch):
+    """What a kill in the middle of the first save leaves is no reason to refuse the folder."""
+    module = importlib.import_module("train")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / left).write_bytes(b"half a file")
+    module.run(**SMALL | {"epochs": 1}, data=str(tiny), out=str(tmp_path / "run"), resume=left == "best.pt")
+    assert mri.read_checkpoint(tmp_path / "run" / "checkpoint.pt")["epoch"] == 1
+
+
+def test_resuming_a_complete_run_trains_no_more(run, tiny, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "run")
+    done = train(data=tiny, out=tmp_path / "run", resume=True)
+    assert "going on after epoch 2" in done.stdout and "epoch   " not in done.stdout
+    assert (tmp_path / "run" / "log.csv").read_bytes() == (run.folder / "log.csv").read_bytes()
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["methods"] == run.metrics["methods"]
+
+
+def test_workers_change_nothing_and_seeds_do(run, tiny, tmp_path):
+    train(data=tiny, out=tmp_path / "workers", workers=2)
+    assert (tmp_path / "workers" / "log.csv").read_bytes() == (run.folder / "log.csv").read_bytes()
+    train(data=tiny, out=tmp_path / "seed", seed=1)
+    assert (tmp_path / "seed" / "log.csv").read_bytes() != (run.folder / "log.csv").read_bytes()
+
+
+# --- other parameters -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "magnitude_unet", "loss": "l1", "optimizer": "adamw", "schedule": "step"},
+        {"cascades": 2, "data_consistency": False, "loss": "l2", "optimizer": "rmsprop", "schedule": "constant"},
+        {"mask": "poisson_disc", "acceleration": 6.0, "center_fraction": 0.02, "precision": "bfloat16"},
+        {"mask": "equispaced", "train_slices": 3, "batch_size": 1},
+    ],
+)
+def test_every_choice_trains(changes, tiny, tmp_path):
+    module = importlib.import_module("train")
+    metrics = module.run(**SMALL | {"epochs": 1} | changes, data=str(tiny), out=str(tmp_path / "run"))
+    network = mri.load_model(tmp_path / "run" / "checkpoint.pt")
+    assert isinstance(network, mri.MODELS[changes.get("model", "unet")])
+    assert set(metrics["methods"]) == {"zero_filled", "tv", changes.get("model", "unet")}
+    fresh = mri.build_model(network.settings)
+    torch.manual_seed(0)
+    assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), fresh.parameters()))
+
+
+def test_training_lowers_the_loss(tiny, tmp_path):
+    module = importlib.import_module("train")
+    module.run(**SMALL | {"epochs": 15}, data=str(tiny), out=str(tmp_path / "run"), loss="l1", lr=0.005)
+    losses = [row["train_loss"] for row in mri.read_checkpoint(tmp_path / "run" / "checkpoint.pt")["history"]]
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
+
+
+def test_real_scans(real, tmp_path):
+    done = train(data=real / "brain_ulf_singlecoil", epochs=1, out=tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["data"] | {"effective_acceleration": 0} == {
+        **{"volumes": 3, "subjects": 1, "slices": 12, "simulated": False, "effective_acceleration": 0}
+    }
+    assert "simulated" not in done.stdout
+    assert 3 < metrics["data"]["effective_acceleration"] < 5
+    assert metrics["methods"]["unet"]["ssim"]["mean"] > 0.3
+
+
+# --- train.py as a module and a program -------------------------------------------------------------
+
+
+def test_importing_train_does_nothing(tmp_path):
+    code = "import sys; sys.argv += ['--nonsense']; import train; print(train.parameters['epochs'], callable(train.run))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and re.fullmatch(r"\d+ True\n", done.stdout) and done.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_refuses_unknown_names(tmp_path):
+    module = importlib.import_module("train")
+    with pytest.raises(mri.BadInput, match="unknown parameter 'epoch', did you mean 'epochs'"):
+        module.run(epoch=1, out=str(tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_shows_every_parameter_with_its_comment():
+    done = subprocess.run(
+        [sys.executable, "train.py", "--help"], cwd=mri.ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "Train a U-Net" in done.stdout
+    cell = (mri.ROOT / "train.py").read_text().split('# %% tags=["parameters"]\n')[1].split("\n\n")[0]
+    lines = re.findall(r"^(\w+): (\w+) = (.*?)  # (.*)$", cell, re.MULTILINE)
+    assert len(lines) == len(cell.splitlines()) >= 20
+    shown = " ".join(done.stdout.split())
+    for name, kind, default, comment in lines:
+        option = "--" + name.replace("_", "-")
+        typed = f"{option}, --no-{option[2:]}" if kind == "bool" else f"{option} {kind.upper()}"
+        value = default.strip('"') if kind == "str" else default
+        assert f"{typed} {comment} (default: {value})" in shown
+
+
+# --- faults -----------------------------------------------------------------------------------------
+
+
+def nan_in(split):
+    def damage(data, out):
+        path = sorted((data / split).glob("*.h5"))[-1]
+        with h5py.File(path, "r+") as file:
+            file["kspace"][1, 5, 5] = np.nan
+        return path.name
+
+    return damage
+
+
+def subject_twice(data, out):
+    train, val = (next((data / split).glob("*.h5")) for split in ("train", "val"))
+    with h5py.File(train) as one, h5py.File(val, "r+") as other:
+        other.attrs["patient_id"] = one.attrs["patient_id"]
+
+
+def garbage_checkpoint(data, out):
+    (out / "checkpoint.pt").write_bytes(b"garbage")
+
+
+def out_is_a_file(data, out):
+    shutil.rmtree(out)
+    out.write_text("mine")
+
+
+def out_holds_other_files(data, out):
+    (out / "checkpoint.pt").rename(out / "thesis.doc")
+
+
+FAULTS = {  # name -> (flags, what is done to data and run folder, what the line names)
+    "data": ({"data": "/no/such/folder"}, None, "/no/such/folder/train"),
+    "mask": ({"mask": "randon"}, None, "'randon', did you mean 'random'"),
+    "model": ({"model": "resnet"}, None, "model 'resnet'"),
+    "loss": ({"loss": "sim"}, None, "loss 'sim', did you mean 'ssim'"),
+    "optimizer": ({"optimizer": "sgd"}, None, "optimizer 'sgd'"),
+    "schedule": ({"schedule": "linear"}, None, "schedule 'linear'"),
+    "task": ({"task": "multi"}, None, "task 'multi'"),
+    "device": ({"device": "tpu"}, None, "device 'tpu'"),
+    "precision": ({"precision": "float16"}, None, "precision 'float16'"),
+    "flag": ({"epoch": 3}, None, "--epoch"),
+    "word": ({"epochs": "three"}, None, "three"),
+    "epochs": ({"epochs": 0}, None, "epochs 0"),
+    "lr": ({"lr": -1}, None, "lr -1"),
+    "dropout": ({"dropout": 1}, None, "dropout 1"),
+    "no centre": ({"center_fraction": 0}, None, "center_fraction 0"),
+    "centre": ({"center_fraction": 1.5}, None, "center_fraction 1.5"),
+    "acceleration": ({"acceleration": 0.5}, None, "acceleration 0.5"),
+    "both": ({"acceleration": 8, "center_fraction": 0.2}, None, "acceleration 8"),
+    "NaN in training": ({}, nan_in("train"), "NaN"),
+    "NaN in validation": ({}, nan_in("val"), "NaN"),
+    "subject twice": ({}, subject_twice, "subject"),
+    "resume other model": ({"resume": True, "model": "magnitude_unet"}, None, "model"),
+    "resume other size": ({"resume": True, "features": 8}, None, "features"),
+    "resume garbage": ({"resume": True}, garbage_checkpoint, "checkpoint.pt"),
+    "out a file": ({}, out_is_a_file, "is a file"),
+    "out taken": ({}, out_holds_other_files, "holds files that are no run"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_told_in_one_line_and_change_nothing(fault, run, tiny, tmp_path):
+    changes, damage, named = FAULTS[fault]
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(tiny, data)
+    shutil.copytree(run.folder, out)
+    extra = damage(data, out) if damage else None
+    before = snapshot(tmp_path)
+    done = start(**{"data": data, "out": out} | changes)
+    assert done.returncode != 0
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("train.py: "), done.stderr
+    assert named in done.stderr and (extra or "") in done.stderr
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_full_disk_loses_no_run(resume, run, tiny, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run.folder, out)
+    before = snapshot(out)
+    words = command({"data": tiny, "out": out, "epochs": 3}) + ["--resume"] * resume
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731  bytes per file
+    done = subprocess.run(words, cwd=mri.ROOT, env=ENVIRONMENT, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode != 0 and done.stderr.count("\n") == 1 and "cannot be written" in done.stderr, done.stderr
+    assert snapshot(out if resume else tmp_path / "run.1") == before
+    train(data=tiny, out=out, epochs=3, resume=resume)  # with space again it goes on
+    assert mri.read_checkpoint(out / "checkpoint.pt")["epoch"] == 3
+
+
+class Trap:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_load_model_refuses_what_is_no_checkpoint(run, tmp_path):
+    path, trap = tmp_path / "checkpoint.pt", tmp_path / "executed"
+
+    def refused(text):
+        with pytest.raises(mri.BadInput, match=text) as error:
+            mri.load_model(path)
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+    refused("no such checkpoint")
+    for content in (b"", b"garbage", (run.folder / "checkpoint.pt").read_bytes()[:5000]):
+        path.write_bytes(content)
+        refused("not a checkpoint|damaged")
+    pickle.loads(pickle.dumps(Trap(tmp_path / "works"))).close()
+    assert (tmp_path / "works").exists()  # the trap would work
+    for save in (lambda: path.write_bytes(pickle.dumps(Trap(trap))), lambda: torch.save({"x": Trap(trap)}, path)):
+        save()
+        refused("not a checkpoint|damaged")
+        assert not trap.exists()
+    torch.save({"weights": torch.ones(1)}, path)
+    refused("not one of train.py")
+    content = torch.load(run.folder / "checkpoint.pt", weights_only=True)
+    content["parameters"]["features"] = 8
+    mri.save_checkpoint(path, content)
+    refused("do not fit model 'unet'")
+
+
+# --- batches ----------------------------------------------------------------------------------------
+
+
+def test_training_masks_change_and_validation_masks_do_not(tiny):
+    volumes = mri.read_folder(tiny / "train")
+    train, val = (mri.SliceDataset(volumes, "random", 4, 0.1, seed=seed) for seed in (0, None))
+    first = [train[i].mask for i in range(len(train))]
+    assert all(torch.equal(train[i].mask, mask) for i, mask in enumerate(first))
+    train.epoch = 1
+    assert any(not torch.equal(train[i].mask, mask) for i, mask in enumerate(first))
+    assert torch.equal(val[0].mask, val[1].mask) and val.slices[:2] == [(0, 0), (0, 1)]  # one mask per volume
+    expected = mri.sampling_mask("random", val[0].kspace.shape, 4, 0.1, volumes[0].path.name)
+    assert torch.equal(val[0].mask[0], expected | ~volumes[0].acquired(volumes[0].kspace(0)))
+
+
+def test_batches_are_of_one_size_and_complete(tiny):
+    data = mri.SliceDataset(mri.read_folder(tiny / "train"), "random", 4, 0.1, seed=5)
+    sampler = mri.SameSizeBatches(data, 3, shuffle=True)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == 4 and max(map(len, batches)) == 3
+    assert sorted(i for batch in batches for i in batch) == list(range(8))
+    assert all(len({data.size(i) for i in batch}) == 1 for batch in batches)
+    assert len({data.size(i) for i in range(8)}) == 2
+    assert list(sampler) == batches
+    data.epoch = 1
+    assert list(sampler) != batches
+    assert [i for batch in mri.SameSizeBatches(data, 3, shuffle=False) for i in batch][:2] != [batches[0][0]]
+
+
+def test_limit_spreads_evenly(tiny):
+    volumes = mri.read_folder(tiny / "train")
+    chosen = mri.SliceDataset(volumes, "random", 4, 0.1, limit=3).slices
+    assert chosen[0] == (0, 0) and chosen[-1] == (3, 1) and len(chosen) == 3
+    assert len(mri.SliceDataset(volumes, "random", 4, 0.1, limit=99)) == 8
