@@ -625,6 +625,8 @@ class Volume:
         return (column >= first) & (column < end)
 
     def _read(self, key: str, index: int) -> np.ndarray:
+        if not 0 <= index < len(self):
+            raise BadInput(f"{self.path}: no slice {index}: choose one from 0 to {len(self) - 1}")
         try:
             with h5py.File(self.path, "r") as file:
                 return file[key][index]
@@ -1394,11 +1396,25 @@ def as_complex(channels: Tensor) -> Tensor:
     return torch.view_as_complex(channels.float().movedim(1, -1).contiguous())
 
 
+def smooth_phase(kspace: Tensor) -> Tensor:
+    """The slowly varying phase of the image, from the centre of k-space: (..., H, W) -> unit complex.
+
+    The centre is sampled under every mask, so the phase of the low-resolution image is known (the
+    first step of homodyne reconstruction: Noll, Nishimura and Macovski 1991, IEEE TMI 10(2)). With it
+    removed, the image is almost real, and a network need not learn the same anatomy at every phase.
+    """
+    rows, columns = (torch.arange(n, device=kspace.device) / n - (n // 2) / n for n in kspace.shape[-2:])
+    window = torch.exp(-0.5 * (rows[:, None] ** 2 + columns**2) / 0.02**2)  # 2 % of either axis
+    low = ifft2c(kspace * window)
+    return torch.polar(torch.ones_like(low.real), low.angle())  # 1 where low is 0
+
+
 class UNetReconstruction(nn.Module):
     """Complex residual U-Net with data consistency: x <- DC(x + U-Net(x)), `cascades` times.
 
     The zero-filled image goes in as two channels (real, imaginary), divided by its largest
-    magnitude. The last layer starts at zero, so that training starts from the zero-filled image.
+    magnitude and by its smooth phase, which come back at the end. The last layer starts at zero, so
+    that training starts from the zero-filled image.
 
     Args:
         features, levels, dropout: of the U-Net.
@@ -1432,7 +1448,7 @@ class UNetReconstruction(nn.Module):
             (batch, h, w) complex, in the units of the k-space.
         """
         image = ifft2c(kspace)
-        scale = image.abs().amax((-2, -1), keepdim=True)
+        scale = image.abs().amax((-2, -1), keepdim=True) * smooth_phase(kspace)
         for network in self.networks:
             image = image + scale * as_complex(network(as_channels(image / scale)))
             if self.data_consistency:
@@ -1903,6 +1919,7 @@ class RunState:
         BadInput: the folder holds something else; the checkpoint is damaged or of other parameters.
     """
 
+    FIRST = ("best.pt", "checkpoint.pt")  # all that a run killed in its first save can leave, whole or .partial
     MAY_CHANGE = ("data", "device", "epochs", "workers", "resume", "out")  # between a run and its resumption
 
     def __init__(self, settings: Any, network: nn.Module, optimizer: Any, scheduler: Any) -> None:
@@ -1913,7 +1930,7 @@ class RunState:
             self._load(read_checkpoint(last), last)
         elif self.folder.exists() and not self.folder.is_dir():
             raise BadInput(f"{self.folder}: is a file, but a run needs a folder: choose another --out")
-        elif not last.exists() and self.folder.is_dir() and any(self.folder.iterdir()):
+        elif not last.exists() and any(not f.name.startswith(self.FIRST) for f in self.folder.glob("*")):
             raise BadInput(f"{self.folder}: holds files that are no run: choose another --out or empty it")
 
     @property
@@ -2218,8 +2235,12 @@ def to_array(x: Tensor | np.ndarray) -> np.ndarray:
 
 
 def log_magnitude(kspace: Tensor) -> Tensor:
-    """log10(1e-4 + |k| / max |k|): k-space spans decades, so its pictures are logarithmic."""
-    return torch.log10(1e-4 + kspace.abs() / kspace.abs().amax((-2, -1), keepdim=True))
+    """Four decades of |k| as a picture: 1 at the largest sample, 0 at a ten-thousandth of it and below.
+
+    k-space spans decades, so that its pictures are logarithmic. (..., H, W) complex -> real.
+    """
+    relative = kspace.abs() / kspace.abs().amax((-2, -1), keepdim=True)
+    return 1 + torch.log10(relative.clamp(min=1e-4)) / 4
 
 
 def mask_image(mask: Tensor, size: Sequence[int]) -> Tensor:
@@ -2280,7 +2301,7 @@ def compare(
     reconstructions: Mapping[str, Tensor],
     data_range: float | None = None,
     error_factor: float = 3.0,
-    width: float = 8.0,
+    width: float = 7.0,
 ) -> Any:
     """Reconstructions of one slice beside the reference, their errors below, all in one window.
 
@@ -2308,7 +2329,7 @@ def show_sample(sample: Sample) -> Any:
     """One training sample: measured k-space, its zero-filled image, the reference."""
     size = sample.target.shape
     images = [
-        center_crop(log_magnitude(sample.kspace), size) / 4 + 1,
+        center_crop(log_magnitude(sample.kspace), size),
         zero_filled(sample.kspace, sample.mask, size).abs() / sample.maximum,
         sample.target / sample.maximum,
     ]

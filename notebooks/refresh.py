@@ -22,10 +22,18 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def compress(png: str) -> str:
-    """A base64 PNG with at most 64 colours or greys: half the size, and no eye sees the difference."""
+    """A base64 PNG with 64 greys, or 64 colours if it has any: two thirds of the size, and no eye sees it."""
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    grey = picture.convert("L")
+    if grey.convert("RGB").tobytes() == picture.tobytes():
+        # Even steps: an adapted palette would merge bright values, which are rare in these pictures.
+        steps = [round(value * 63 / 255) for value in range(256)]
+        picture = Image.frombytes("P", grey.size, grey.point(steps).tobytes())
+        picture.putpalette([round(step * 255 / 63) for step in range(64) for _ in "rgb"])
+    else:
+        picture = picture.quantize(64, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
-    picture.quantize(64, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    picture.save(buffer, "png", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -25,7 +25,9 @@ def test_stored_reference_values(golden):
     ]:
         expected = golden[name]
         assert result.numpy().dtype == expected.dtype and result.shape == expected.shape
-        np.testing.assert_allclose(result.numpy(), expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max(), err_msg=name)
+        np.testing.assert_allclose(
+            result.numpy(), expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max(), err_msg=name
+        )
 
 
 @pytest.mark.parametrize("shape", SHAPES)

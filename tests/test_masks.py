@@ -1,7 +1,6 @@
 """Section 2 of mri_utils: masks. What each kind promises, and that fastMRI's kinds are fastMRI's to the line."""
 
 import math
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 import mri_utils as mri
 
 FASTMRI_KINDS = ("random", "equispaced", "equispaced_fraction", "magic", "magic_fraction")
-KINDS_1D = FASTMRI_KINDS + ("grappa", "variable_density")
+KINDS_1D = (*FASTMRI_KINDS, "grappa", "variable_density")
 KINDS_2D = ("gaussian_2d", "poisson_disc", "radial", "spiral", "low_pass")
 ALL_KINDS = KINDS_1D + KINDS_2D
 EXACT = ("variable_density", "gaussian_2d")  # exactly round(N / R) samples
@@ -57,7 +56,8 @@ def test_stored_reference_masks():
 HARD_CODED = {
     "random": "0862018c90401008005040a00008000040488240085fffffff88cc025040021808610400008c00210a120064890000",
     "equispaced": "4444444444444444444444444444444444444444445fffffffc4444444444444444444444444444444444444444440",
-    "equispaced_fraction": "4208410821082104208420841082108210420842085fffffffa1042084208410821082104208420841082108210420",
+    "equispaced_fraction": "4208410821082104208420841082108210420842085fffff"
+    "ffa1042084208410821082104208420841082108210420",
     "magic": "4444444444444444444444444444444444444444445fffffffc4444444444444444444444444444444444444444440",
     "magic_fraction": "0410410410410410410410410410410410410410411fffffffc1041041041041041041041041041041041041041040",
 }
@@ -317,16 +317,6 @@ def test_poisson_disc_is_denser_in_the_middle():
     assert mask[50:65, 50:110].mean() > 2 * mask[:15].mean() > 0
     edge = mask[:15].bool()
     assert not (edge[:, 1:] & edge[:, :-1]).any() and not (edge[1:] & edge[:-1]).any()  # no neighbours out there
-
-
-def test_poisson_disc_is_fast():
-    mri.sampling_mask("poisson_disc", (160, 176), 4, 0.04, 0)
-    seconds = []
-    for _ in range(3):  # the best of three, for a busy machine
-        start = time.process_time()
-        mri.sampling_mask("poisson_disc", (160, 176), 4, 0.04, 0)
-        seconds.append(time.process_time() - start)
-    assert min(seconds) < 0.6
 
 
 @pytest.mark.parametrize("shape", [(160, 176), (101, 128), (81, 75)])

@@ -89,7 +89,7 @@ def test_shapes_must_agree(metric):
 
 
 def test_ssim_refuses_images_smaller_than_its_window():
-    with pytest.raises(mri.BadInput, match="7x7.*6x9"):
+    with pytest.raises(mri.BadInput, match=r"7x7.*6x9"):
         mri.ssim(torch.ones(1, 6, 9), torch.ones(1, 6, 9))
 
 

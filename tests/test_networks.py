@@ -104,6 +104,15 @@ def test_slices_of_a_batch_do_not_mix(measured, kind):
     assert torch.allclose(both[1:], alone, atol=1e-5)
 
 
+def test_kspace_without_a_centre(measured):
+    """Where the centre of k-space holds nothing there is no phase to remove, and nothing becomes NaN."""
+    kspace, mask = torch.zeros_like(measured[0]), measured[1] | True
+    kspace[:, 0, 0] = 1
+    assert torch.allclose(mri.smooth_phase(kspace).abs(), torch.ones(kspace.shape))
+    with torch.no_grad():
+        assert torch.isfinite(network()(kspace, mask, (32, 40)).abs()).all()
+
+
 def test_normalize_is_fastmris(golden):
     target = torch.from_numpy(golden["target"])[0]
     result, mean, std = mri.normalize(target)
@@ -158,6 +167,19 @@ def test_build_model_takes_what_it_knows():
     assert len(unet.networks) == 3 and unet.networks[0].down[0][3].p == 0.25
     with pytest.raises(mri.BadInput, match=r"^unknown model 'unett', did you mean 'unet'\? .*magnitude_unet"):
         mri.build_model({"model": "unett"})
-    with pytest.raises(mri.BadInput, match="unknown colour 'x' .*red") as error:
+    with pytest.raises(mri.BadInput, match=r"unknown colour 'x' .*red") as error:
         mri.choose({"red": 1}, "x", "colour")
     assert "mean" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_smooth_phase_follows_the_image():
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 320), torch.linspace(-1, 1, 256), indexing="ij")
+    magnitude = torch.exp(-4 * (x**2 + y**2))
+    phase = torch.exp(1j * (0.7 + 0.4 * x - 0.3 * y))
+    found = mri.smooth_phase(mri.fft2c(magnitude * phase))
+    inside = magnitude > 0.1
+    assert found.abs()[inside].sub(1).abs().max() < 1e-5
+    assert torch.angle(found * phase.conj())[inside].abs().max() < 0.05
+    # the phase of the whole image turns along
+    turned = mri.smooth_phase(mri.fft2c(1j * magnitude * phase))
+    assert torch.allclose(turned[inside], 1j * found[inside], atol=1e-5)

@@ -1,4 +1,5 @@
 """Section 4: the demo scanner. Each test states one property of the simulated data."""
+
 import json
 import pathlib
 
@@ -114,7 +115,9 @@ def test_dc_is_in_the_centre():
 
 def test_energy_decays_towards_the_edge_of_kspace(heads):
     magnitude = heads["PD"][0].abs().mean(0)
-    edge = torch.cat([magnitude[:2].ravel(), magnitude[-2:].ravel(), magnitude[:, :2].ravel(), magnitude[:, -2:].ravel()])
+    edge = torch.cat(
+        [magnitude[:2].ravel(), magnitude[-2:].ravel(), magnitude[:, :2].ravel(), magnitude[:, -2:].ravel()]
+    )
     assert edge.mean() < 0.01 * magnitude.max()
 
 
@@ -268,6 +271,6 @@ def test_foreign_files_are_not_touched(tmp_path):
     note = tmp_path / "demo" / "train" / "note.txt"
     note.parent.mkdir(parents=True)
     note.write_text("mine")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(mri.BadInput, match="move it away"):
         mri.demo_data(tmp_path / "demo", train=1, val=1, slices=1, matrix=32)
     assert note.read_text() == "mine"

@@ -109,7 +109,9 @@ def test_test_files_keep_their_mask(tmp_path, random):
     assert float(sample.acceleration) == pytest.approx(10 / 4)
 
 
-@pytest.mark.parametrize(("center", "last", "columns"), [(5, 9, (0, 10)), (3, 5, (2, 8)), (4, 7, (1, 9)), (5, 6, (0, 7))])
+@pytest.mark.parametrize(
+    ("center", "last", "columns"), [(5, 9, (0, 10)), (3, 5, (2, 8)), (4, 7, (1, 9)), (5, 6, (0, 7))]
+)
 def test_header_tells_the_acquired_columns(path, center, last, columns):
     """padding_left = enc_y // 2 - center, padding_right = padding_left + maximum + 1."""
     header = mri.HEADER.format(height=16, width=10, h=8, w=6, last=last, center=center)
@@ -350,8 +352,9 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     with pytest.raises(KeyError):
         mri.replace_file(path, lambda partial: (partial.write_text("ne"), {}["x"]))
     assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
-    mri.replace_file(path, lambda partial: partial.write_text("new"))
-    assert path.read_text() == "new"
+    with open(path) as reader:  # who has the old file open reads on in it
+        mri.replace_file(path, lambda partial: partial.write_text("new"))
+        assert reader.read() == "old" and path.read_text() == "new"
 
 
 LIMITED = """

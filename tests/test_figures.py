@@ -1,0 +1,139 @@
+"""Section 9: figures in one window, sliders without a front end."""
+
+import io
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+import mri_utils as mri
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def pictures(figure):
+    return [image for axis in figure.axes for image in axis.get_images()]
+
+
+def titles(figure):
+    return [axis.get_title() for axis in figure.axes if axis.get_title()]
+
+
+def test_all_panels_share_one_window(random):
+    images = [torch.eye(8), 5 * torch.eye(8), random(8, 8)]
+    figure = mri.show_images(images, ["a", "b", "c"])
+    assert [p.get_clim() for p in pictures(figure)] == [(0, 1)] * 3 and titles(figure) == ["a", "b", "c"]
+    magnitude = images[2].abs().numpy()
+    np.testing.assert_allclose(pictures(figure)[2].get_array(), magnitude, rtol=1e-6)
+    figure = mri.show_images(images, ["a", "b", "c"], window=(-2, 3), columns=2)
+    assert [p.get_clim() for p in pictures(figure)] == [(-2, 3)] * 3
+    assert figure.axes[0].get_subplotspec().get_gridspec().get_geometry() == (2, 2)
+    figure = mri.show_images([torch.eye(8) - 2, None], ["a", ""])
+    assert [p.get_clim() for p in pictures(figure)] == [(-2, -1)]  # black is 0, or below
+    assert len(mri.show_images(images, ["a", "b", "c"], scale_bar=True).axes) == 4
+
+
+def test_compare_prints_figures_and_the_error_factor(random):
+    target = torch.rand(24, 24, generator=torch.Generator().manual_seed(0))
+    noisy = target + 0.05 * random(24, 24)
+    figure = mri.compare(target, {"noisy": noisy, "same": target}, data_range=2.0, error_factor=7)
+    shown = titles(figure)
+    ssim, psnr = mri.ssim(target, noisy.abs(), 2.0), mri.psnr(target, noisy.abs(), 2.0)
+    assert shown[0] == "reference" and f"noisy\nSSIM {ssim:.3f}, {psnr:.1f} dB" in shown
+    assert any(t.startswith("same\nSSIM 1.000") for t in shown) and shown.count("|error| x 7") == 2
+    assert {p.get_clim() for p in pictures(figure)} == {(0, 2.0)} and len(pictures(figure)) == 5
+    np.testing.assert_allclose(pictures(figure)[3].get_array(), 7 * (noisy.abs() - target).abs().numpy(), rtol=1e-5)
+    assert mri.compare(target, {"noisy": noisy}).axes[0].get_images()[0].get_clim()[1] == pytest.approx(
+        float(target.max())
+    )
+
+
+def test_sample_and_curves(tiny):
+    data = mri.SliceDataset(mri.read_folder(tiny / "val"), "random", 4, 0.1)
+    shown = titles(mri.show_sample(data[0]))
+    assert len(shown) == 3 and f"{float(data[0].acceleration):.2f}x" in shown[0]
+    history = [{"epoch": i, "train_loss": 1 / i, "val_ssim": i / 9, "val_psnr": 20.0 + i} for i in (1, 2, 3)]
+    figure = mri.show_curves(history)
+    lines = [axis.get_lines()[0].get_ydata().tolist() for axis in figure.axes]
+    assert lines == [[row[key] for row in history] for key in ("train_loss", "val_ssim", "val_psnr")]
+
+
+def test_mask_figures():
+    mask = torch.arange(8) % 2 == 0
+    assert mri.mask_title("random", mask) == "random, effective 2.00x"
+    assert torch.equal(mri.mask_image(mask, (3, 8)), mask.float().repeat(3, 1))
+    decades = mri.log_magnitude(torch.tensor([[1.0, 0.0], [0.02j, 2.0]]))
+    assert torch.allclose(decades, torch.tensor([[1 + np.log10(0.5) / 4, 0.0], [0.5, 1.0]]).float())
+
+
+def test_save_figure(tmp_path):
+    figure = plt.figure()
+    mri.save_figure(figure, tmp_path / "new" / "figure.png")
+    assert (tmp_path / "new" / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert not plt.fignum_exists(figure.number)
+
+
+def test_panel_png():
+    pillow = pytest.importorskip("PIL.Image")
+    panels = {"one": np.linspace(0, 1, 32).reshape(4, 8), "two": np.full((10, 10), 9.0)}
+    image = pillow.open(io.BytesIO(mri._panel_png(panels, height=100)))
+    assert image.format == "PNG" and image.size == (200 + 6 + 100, 100 + 22)
+    pixels = np.asarray(image)
+    assert pixels[30, 0] == 0 and pixels[-1, 199] == 255 and (pixels[22:, 206:] == 255).all()  # clipped, not wrapped
+    assert (pixels[:22] < 128).any()  # titles
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What was displayed, and the widgets that were made."""
+    display, widgets = pytest.importorskip("IPython.display"), pytest.importorskip("ipywidgets")
+    seen = {"display": [], "Image": [], "HTML": []}
+    monkeypatch.setattr(display, "display", lambda *a, **k: seen["display"].append((a, k)))
+    for name in ("Image", "HTML"):
+        original = getattr(widgets, name)
+
+        def make(*args, original=original, name=name, **kwargs):
+            seen[name].append(original(*args, **kwargs))
+            return seen[name][-1]
+
+        monkeypatch.setattr(widgets, name, make)
+    return seen
+
+
+def test_explore_redraws_without_a_front_end(shown):
+    import ipywidgets as widgets
+
+    level = widgets.IntSlider(value=2, min=0, max=10)
+    kind = widgets.Dropdown(options=["random", "radial"])
+
+    def update(noise_level, kind):
+        if noise_level == 10:
+            raise mri.BadInput("noise level 10 is too much")
+        return {"grey": torch.full((8, 8), noise_level / 10), kind: np.eye(8)}, f"<i>level {noise_level}</i>"
+
+    mri.explore(update, height=64, noise_level=level, kind=kind)
+    (picture,), (text,) = shown["Image"], shown["HTML"]
+    assert picture.value == mri._panel_png({"grey": np.full((8, 8), 0.2), "random": np.eye(8)}, 64)
+    assert text.value == "<i>level 2</i>" and level.description == "noise level"
+    first = picture.value
+    level.value = 7
+    assert picture.value != first and text.value == "<i>level 7</i>"
+    second = picture.value
+    kind.value = "radial"
+    assert picture.value not in (first, second)
+    third = picture.value
+    level.value = 10
+    assert text.value == "<b>noise level 10 is too much</b>" and picture.value == third
+    level.value = 7
+    assert picture.value == third and text.value == "<i>level 7</i>"
+    ((bundle,), options) = shown["display"][0]
+    assert options == {"raw": True} and "noise level, kind" in bundle["text/plain"]
+    assert len(shown["display"]) == 1 and len(shown["Image"]) == 1  # one picture, replaced

@@ -1,0 +1,125 @@
+"""The notebooks: they run from anywhere, train.py is notebook 04, what is committed reads well."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+import mri_utils as mri
+
+papermill = pytest.importorskip("papermill")
+
+FOLDER = mri.ROOT / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
+TRAINING = FOLDER / "04_train_unet.ipynb"
+# values that make a notebook's parameters small, where its parameters cell has them
+SMALL = {"epochs": 1, "features": 4, "levels": 2, "train_slices": 4}
+PLACES = {"volume_number": 1, "slice_number": 1, "slices_per_acceleration": 4}
+
+
+def execute(path, folder, **parameters):
+    """Run a notebook with `folder` as its working directory; returns the executed notebook."""
+    return papermill.execute_notebook(
+        *(str(path), str(folder / "executed.ipynb"), parameters),
+        **{"cwd": str(folder), "progress_bar": False, "execution_timeout": 300},
+    )
+
+
+@pytest.fixture(autouse=True)
+def few_threads(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+
+
+def printed(notebook):
+    """All text outputs of an executed notebook."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return "\n".join(o.get("text", "") or str(o.get("data", {}).get("text/plain", "")) for o in outputs)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_from_a_foreign_directory(path, tiny, tmp_path):
+    known = papermill.inspect_notebook(str(path))
+    own = {"data": str(tiny), "out": str(tmp_path / "run"), "answers": str(tmp_path / "answers.json")}
+    parameters = {name: value for name, value in (SMALL | PLACES | own).items() if name in known}
+    before = {p for p in mri.ROOT.rglob("*") if not {".git", ".venv", "__pycache__", "data"} & set(p.parts)}
+    notebook = execute(path, tmp_path, **parameters)
+    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip())
+    after = {p for p in mri.ROOT.rglob("*") if not {".git", ".venv", "__pycache__", "data"} & set(p.parts)}
+    assert {p for p in after - before if "cache" not in str(p)} == set()  # it leaves nothing in the repository
+
+
+def test_training_notebook_and_script_write_the_same_numbers(tiny, tmp_path):
+    small = {**SMALL, "data": str(tiny), "epochs": 2, "lr": 0.003, "seed": 4}
+    execute(TRAINING, tmp_path, **small, out=str(tmp_path / "notebook"))
+    words = [word for name, value in small.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    script = [sys.executable, str(mri.ROOT / "train.py"), *words, "--out", str(tmp_path / "script")]
+    subprocess.run(script, cwd=tmp_path, check=True, capture_output=True)
+    one, other = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("notebook", "script"))
+    assert one["methods"] == other["methods"] and one["per_volume"] == other["per_volume"]
+    assert one["parameters"] | {"out": 0} == other["parameters"] | {"out": 0}
+    assert (tmp_path / "notebook" / "log.csv").read_bytes() == (tmp_path / "script" / "log.csv").read_bytes()
+
+
+def test_unknown_parameter_is_refused(tiny, tmp_path):
+    with pytest.raises(Exception, match="unknown parameter 'epoch', did you mean 'epochs'"):
+        execute(TRAINING, tmp_path, data=str(tiny), epoch=3, out=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_values_arrive_with_their_type(tiny, tmp_path):
+    """`papermill -y "{lr: 1e-3}"` injects a string."""
+    execute(TRAINING, tmp_path, **SMALL, data=str(tiny), lr="1e-3", out=str(tmp_path / "run"))
+    assert mri.load_model(tmp_path / "run" / "checkpoint.pt").settings["lr"] == 0.001
+    with pytest.raises(Exception, match=r"parameter lr: 'fast' is no float"):
+        execute(TRAINING, tmp_path, data=str(tiny), lr="fast", out=str(tmp_path / "other"))
+
+
+def test_train_py_is_notebook_04(tmp_path):
+    pytest.importorskip("jupytext")
+    for name in ("jupytext.toml", "notebooks/04_train_unet.ipynb"):  # the settings count below their folder
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(mri.ROOT / name, tmp_path / name)
+    words = ["-m", "jupytext", "--quiet", "--to", "py:percent", "--output", "train.py", "notebooks/04_train_unet.ipynb"]
+    subprocess.run([sys.executable, *words], cwd=tmp_path, check=True)
+    assert (tmp_path / "train.py").read_bytes() == (mri.ROOT / "train.py").read_bytes(), "run: make notebooks"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert "widgets" not in notebook.metadata and notebook.metadata.kernelspec.name == "python3"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    outputs = [output for cell in code for output in cell.outputs]
+    assert outputs and not [o for o in outputs if o.output_type == "error"]
+    assert not [o for o in outputs if o.get("name") == "stderr"], "a warning is committed"
+    assert any("image/png" in o.get("data", {}) for o in outputs), "no picture"
+    counts = [cell.execution_count for cell in code if cell.source.strip()]
+    assert counts == list(range(1, len(counts) + 1)), "not run top to bottom"
+    source = "\n".join(cell.source for cell in code)
+    assert not any(name in source for name in ("interact(", "widgets.Output(", "!pip", "%pip", "%matplotlib widget"))
+    text = "\n".join(cell.source for cell in notebook.cells) + printed(notebook)
+    assert str(mri.ROOT) not in text and "/root/" not in text and "/home/" not in text
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_text_of_a_notebook(path):
+    cells = nbformat.read(path, as_version=4).cells
+    first = cells[0].source
+    assert cells[0].cell_type == "markdown" and first.startswith("# ") and "You will" in first
+    texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    assert any("Exercises" in text for text in texts)
+    for text in texts:  # links lead somewhere
+        for target in [part.split(")")[0].split("#")[0] for part in text.split("](")[1:]]:
+            assert target.startswith("http") or (FOLDER / target).exists(), target
+
+
+def test_house_rules():
+    checker = mri.ROOT.parent / "shared" / "tools" / "check_notebooks.py"
+    if not checker.is_file():
+        pytest.skip(f"no {checker}; test_committed_outputs covers most of it")
+    done = subprocess.run([sys.executable, str(checker), str(FOLDER)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
