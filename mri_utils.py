@@ -1946,6 +1946,8 @@ class RunState:
                     f"{path}: trained with {name} {before!r}, not {value!r}: "
                     "resume with the same parameters, or choose another --out"
                 )
+        if not {"optimizer_state", "scheduler_state"} <= set(content):
+            raise BadInput(f"{path}: holds weights only, no run to go on with: resume from a run's own checkpoint.pt")
         for name, part in self.parts.items():
             part.load_state_dict(content[f"{name}_state"])
         torch.set_rng_state(content["cpu_random_state"])

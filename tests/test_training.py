@@ -316,6 +316,10 @@ def garbage_checkpoint(data, out):
     (out / "checkpoint.pt").write_bytes(b"garbage")
 
 
+def weights_only(data, out):
+    mri.export_weights(out / "checkpoint.pt", out / "checkpoint.pt")
+
+
 def out_is_a_file(data, out):
     shutil.rmtree(out)
     out.write_text("mine")
@@ -350,6 +354,7 @@ FAULTS = {  # name -> (flags, what is done to data and run folder, what the line
     "resume other model": ({"resume": True, "model": "magnitude_unet"}, None, "model"),
     "resume other size": ({"resume": True, "features": 8}, None, "features"),
     "resume garbage": ({"resume": True}, garbage_checkpoint, "checkpoint.pt"),
+    "resume weights": ({"resume": True}, weights_only, "holds weights only"),
     "out a file": ({}, out_is_a_file, "is a file"),
     "out taken": ({}, out_holds_other_files, "holds files that are no run"),
 }
