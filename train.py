@@ -11,8 +11,8 @@ You will
 - find everything about the run in one folder.
 
 Data: the simulated brains of data/demo, made on first use; any folder with train/ and val/ in
-fastMRI's layout will do. Time: about four minutes on four
-CPU cores.
+fastMRI's layout will do. Time: about three minutes on four
+CPU cores, half a minute more if the data must be simulated first.
 
 train.py is this notebook without its pictures:
 
@@ -86,9 +86,9 @@ Why these choices?
   phase.
 - **Residual, with data consistency.** The U-Net predicts what to add to the zero-filled image. Then
   the measured samples are put back, so it can only fill what was not measured.
-- **SSIM loss.** It is what the table reports first; L1 and L2 smooth more.
-- **Adam, cosine schedule with warm-up.** Close to the best at any length of training, with the
-  learning rate as the one thing to tune.
+- **SSIM loss.** It is what the table reports first. It has a price, which notebook 05 shows.
+- **Adam, cosine schedule with warm-up.** The usual choice, not a tuned one: the learning rate falls to
+  zero by itself, however long the training is.
 - **The last epoch is scored, not the best.** Choosing the epoch on the volumes that we report would
   flatter us. `best.pt` is kept all the same.
 """
