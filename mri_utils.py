@@ -26,6 +26,7 @@ import difflib
 import functools
 import inspect
 import io
+import itertools
 import json
 import math
 import os
@@ -38,6 +39,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -1240,18 +1242,22 @@ def demo_data(
 # --------------------------------------------------------------------------------------------------
 
 
-def keep_measured(image: Tensor, kspace: Tensor, mask: Tensor) -> Tensor:
-    """Hard data consistency: put the measured samples back into the k-space of `image`.
+def keep_measured(image: Tensor, kspace: Tensor, mask: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """Data consistency: put the measured samples back into the k-space of `image`.
 
     Args:
         image: (..., H, W) complex, an estimate.
         kspace: (..., H, W) complex, measured where mask is true.
         mask: bool, broadcastable to kspace.
+        weight: 1 is hard consistency; below 1 the soft one, a step towards the measured samples. With
+            noise weight v it is v / (1 + v).
     Returns:
-        (..., H, W) complex image whose k-space is (1 - M) F image + M kspace.
+        (..., H, W) complex image with k-space F image + weight M (kspace - F image).
         Schlemper et al. 2018, IEEE TMI 37(2).
     """
-    return ifft2c(torch.where(mask, kspace, fft2c(image)))
+    spectrum = fft2c(image)
+    measured = kspace if isinstance(weight, float) and weight == 1 else torch.lerp(spectrum, kspace, weight + 0j)
+    return ifft2c(torch.where(mask, measured, spectrum))
 
 
 def _gradient(x: Tensor) -> Tensor:
@@ -1312,6 +1318,14 @@ def total_variation(kspace: Tensor, mask: Tensor, weight: float = 0.01, iteratio
 # --------------------------------------------------------------------------------------------------
 
 
+# Networks from channels to channels, any image size. The last layer of each is called `last`.
+
+
+def _pad(x: Tensor, multiple: int) -> Tensor:
+    """Pad to a multiple, so that every halving comes out even; the network crops at its end."""
+    return nn.functional.pad(x, (0, -x.shape[-1] % multiple, 0, -x.shape[-2] % multiple), mode="replicate")
+
+
 def _convolutions(inputs: int, outputs: int, dropout: float) -> nn.Sequential:
     """Twice: 3x3 convolution, instance norm, leaky ReLU, dropout."""
     layers: list[nn.Module] = []
@@ -1339,7 +1353,9 @@ class UNet(nn.Module):
         dropout: probability that a feature map is dropped in training.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, features: int, levels: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, features: int = 16, levels: int = 4, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         widths = [features * 2**level for level in range(levels + 1)]
         self.down = nn.ModuleList(
@@ -1358,10 +1374,8 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, H, W) float -> (batch, out_channels, H, W)."""
-        # Pad to a multiple of 2^levels, so that every halving comes out even, and crop at the end.
         height, width = x.shape[-2:]
-        multiple = 2 ** len(self.up)
-        x = nn.functional.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+        x = _pad(x, 2 ** len(self.up))
         skipped = []
         for block in self.down[:-1]:
             x = block(x)
@@ -1371,6 +1385,144 @@ class UNet(nn.Module):
         for up, merge in zip(self.up, self.merge, strict=True):
             x = merge(torch.cat([up(x), skipped.pop()], dim=1))
         return self.last(x)[..., :height, :width]
+
+
+class ResidualBlock(nn.Module):
+    """x + convolutions(x): 3x3 convolutions with PReLU between them (He et al. 2016, CVPR).
+
+    Args:
+        features: channels in and out.
+        layers: convolutions.
+        hidden: channels between them.
+        norm: instance norm after each convolution. Off is better at full resolution (Lim et al. 2017, CVPR
+            workshops): a norm throws away the scale that the image must keep.
+        dropout: probability that a feature map is dropped in training, after the first convolution.
+    """
+
+    def __init__(self, features: int, layers: int = 2, hidden: int = 0, norm: bool = False, dropout: float = 0.0):
+        super().__init__()
+        hidden = hidden or features
+        widths = [features, *[hidden] * (layers - 1), features]
+        body: list[nn.Module] = []
+        for number, (a, b) in enumerate(itertools.pairwise(widths)):
+            body += [nn.Conv2d(a, b, 3, padding=1), nn.InstanceNorm2d(b) if norm else nn.Identity()]
+            if number < layers - 1:
+                body += [nn.PReLU(), nn.Dropout2d(dropout if number == 0 else 0.0)]
+        self.body = nn.Sequential(*body)
+        if not norm:  # a block starts as the identity, so that many can follow one another
+            nn.init.zeros_(body[-2].weight)
+            nn.init.zeros_(body[-2].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, features, H, W) -> the same shape."""
+        return x + self.body(x)
+
+
+def _stages(text: str) -> list[int]:
+    """ "8x2 4x3" -> the layers of 8 blocks of 2 layers and 4 blocks of 3."""
+    counts = [re.fullmatch(r"([1-9]\d?)x([1-9])", part) for part in text.split()]
+    if not counts or None in counts:
+        raise BadInput(f"stages {text!r}: write blocks x layers, such as '8x2 4x3' or '12x2'")
+    return [int(c[2]) for c in counts for _ in range(int(c[1]))]
+
+
+class ResNet(nn.Module):
+    """Residual network at full resolution: first convolution, residual blocks, last convolution.
+
+    Args:
+        in_channels, out_channels: of the images.
+        features: channels of the first convolution; twice as many inside the blocks.
+        stages: blocks x layers: "12x2" with 64 features has 1.77 million weights.
+        dropout: see ResidualBlock.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, features: int = 64, stages: str = "8x2 4x3", dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(in_channels, features, 3, padding=1), nn.PReLU())
+        blocks = [ResidualBlock(features, layers, 2 * features, dropout=dropout) for layers in _stages(stages)]
+        self.blocks = nn.Sequential(*blocks)
+        self.last = nn.Conv2d(features, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, H, W) float -> (batch, out_channels, H, W)."""
+        return self.last(self.blocks(self.first(x)))
+
+
+class ReconResNet(nn.Module):
+    """Residual network at a quarter of the resolution: 7x7 convolution, two strided convolutions down,
+    residual blocks, two transposed convolutions up, 7x7 convolution; instance norm and PReLU throughout.
+
+    After Chatterjee et al. 2022 (arXiv 2103.09203), who use 64 features, 14 or 34 blocks and spatial
+    dropout of 0.2.
+
+    Args:
+        in_channels, out_channels: of the images.
+        features: channels after the first convolution; doubled twice on the way down.
+        stages: residual blocks x layers.
+        dropout: probability that a feature map is dropped in training, inside the blocks.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, features: int = 24, stages: str = "14x2", dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+
+        def block(convolution: nn.Module) -> list[nn.Module]:
+            return [convolution, nn.InstanceNorm2d(convolution.out_channels), nn.PReLU()]
+
+        layers = block(nn.Conv2d(in_channels, features, 7, padding=3))
+        for width in (features, 2 * features):
+            layers += block(nn.Conv2d(width, 2 * width, 3, stride=2, padding=1))
+        layers += [ResidualBlock(4 * features, n, norm=True, dropout=dropout) for n in _stages(stages)]
+        for width in (4 * features, 2 * features):
+            layers += block(nn.ConvTranspose2d(width, width // 2, 3, stride=2, padding=1, output_padding=1))
+        self.layers = nn.Sequential(*layers)
+        self.last = nn.Conv2d(features, out_channels, 7, padding=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, H, W) float -> (batch, out_channels, H, W)."""
+        height, width = x.shape[-2:]
+        return self.last(self.layers(_pad(x, 4)))[..., :height, :width]
+
+
+class PatchDiscriminator(nn.Module):
+    """Judges patches: is this magnitude image a reference, given the zero-filled one?
+
+    Isola et al. 2017 (CVPR); spectral norm (Miyato et al. 2018, ICLR) keeps its slope bounded, which
+    serves the least-squares and the Wasserstein form alike, with no gradient penalty.
+    """
+
+    def __init__(self, features: int = 32) -> None:
+        super().__init__()
+        widths, strides = [2, features, 2 * features, 4 * features, 1], [2, 2, 2, 1]
+        layers: list[nn.Module] = []
+        for a, b, stride in zip(widths[:-1], widths[1:], strides, strict=True):
+            convolution = nn.Conv2d(a, b, 4, stride, padding=1)
+            layers += [nn.utils.parametrizations.spectral_norm(convolution), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, image: Tensor, given: Tensor) -> Tensor:
+        """image, given (batch, h, w) magnitudes -> a score per patch (batch, 1, h', w'), higher is more real."""
+        return self.layers(torch.stack([given, image], 1))
+
+
+INNER_NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "resnet": ResNet, "recon_resnet": ReconResNet}
+
+
+def _inner(name: str, in_channels: int, out_channels: int, **settings: Any) -> nn.Module:
+    """One of INNER_NETWORKS with those settings that it takes; its last layer starts at zero."""
+    network = choose(INNER_NETWORKS, name, "inner network")
+    takes = inspect.signature(network).parameters
+    made = network(in_channels, out_channels, **{k: v for k, v in settings.items() if k in takes and v})
+    # Every network of this book predicts a correction: training starts from the zero-filled image.
+    nn.init.zeros_(made.last.weight)
+    nn.init.zeros_(made.last.bias)
+    return made
+
+
+# Networks from measured k-space to an image: forward(kspace, mask, size). Each wraps an inner network.
 
 
 def normalize(x: Tensor, clamp: float = math.inf) -> tuple[Tensor, Tensor, Tensor]:
@@ -1409,33 +1561,41 @@ def smooth_phase(kspace: Tensor) -> Tensor:
     return torch.polar(torch.ones_like(low.real), low.angle())  # 1 where low is 0
 
 
-class UNetReconstruction(nn.Module):
-    """Complex residual U-Net with data consistency: x <- DC(x + U-Net(x)), `cascades` times.
+class Unrolled(nn.Module):
+    """Inner network and data consistency in turn: x <- DC(x + network(x)), `cascades` times.
 
-    The zero-filled image goes in as two channels (real, imaginary), divided by its largest
-    magnitude and by its smooth phase, which come back at the end. The last layer starts at zero, so
-    that training starts from the zero-filled image.
+    One cascade of a U-Net is the book's default network; several are an unrolled optimisation, the
+    single-coil form of the end-to-end variational network (Schlemper et al. 2018, IEEE TMI 37(2); Sriram et
+    al. 2020, MICCAI). The image goes in as two channels (real, imaginary), divided by the largest
+    magnitude of the zero-filled image and by its smooth phase, which come back at the end.
 
     Args:
-        features, levels, dropout: of the U-Net.
-        cascades: how often U-Net and data consistency follow one another, each with its own weights.
-        data_consistency: put the measured samples back after each U-Net.
+        inner: one of INNER_NETWORKS.
+        cascades: how often inner network and data consistency follow one another.
+        consistency: hard puts the measured samples back; soft moves towards them by a learned step, one
+            per cascade; none leaves them to the network.
+        shared: all cascades have the same weights.
+        features, levels, stages, dropout: of the inner network, those that it has; 0 or "" for its own.
     """
 
     def __init__(
         self,
-        features: int = 16,
-        levels: int = 4,
-        dropout: float = 0.0,
+        inner: str = "unet",
         cascades: int = 1,
-        data_consistency: bool = True,
+        consistency: str = "hard",
+        shared: bool = False,
+        features: int = 0,
+        levels: int = 0,
+        stages: str = "",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.data_consistency = data_consistency
-        self.networks = nn.ModuleList(UNet(2, 2, features, levels, dropout) for _ in range(cascades))
-        for network in self.networks:
-            nn.init.zeros_(network.last.weight)
-            nn.init.zeros_(network.last.bias)
+        choose({"hard": None, "soft": None, "none": None}, consistency, "consistency")
+        self.cascades, self.consistency = cascades, consistency
+        settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout}
+        self.networks = nn.ModuleList(_inner(inner, 2, 2, **settings) for _ in range(1 if shared else cascades))
+        if consistency == "soft":
+            self.step = nn.Parameter(torch.full((cascades,), 2.0))  # sigmoid(2) = 0.88
 
     def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
         """Reconstruct a batch.
@@ -1449,38 +1609,125 @@ class UNetReconstruction(nn.Module):
         """
         image = ifft2c(kspace)
         scale = image.abs().amax((-2, -1), keepdim=True) * smooth_phase(kspace)
-        for network in self.networks:
+        for cascade in range(self.cascades):
+            network = self.networks[cascade % len(self.networks)]
             image = image + scale * as_complex(network(as_channels(image / scale)))
-            if self.data_consistency:
+            if self.consistency == "hard":
                 image = keep_measured(image, kspace, mask)
+            elif self.consistency == "soft":
+                image = keep_measured(image, kspace, mask, self.step[cascade].sigmoid())
         return center_crop(image, size)
 
 
-class MagnitudeUNet(nn.Module):
-    """The U-Net baseline of fastMRI: from the magnitude of the zero-filled crop to the magnitude.
+class KSpaceNetwork(nn.Module):
+    """Fills the gaps of k-space in k-space, and keeps the measured samples.
+
+    k-space falls off steeply from its centre, so it is divided by a template that falls off alike; the
+    smooth phase is removed, after which k(-f) is nearly the conjugate of k(f). Convolutions cannot look
+    across the centre, so the mirrored k-space comes along as channels (the idea of virtual conjugate
+    coils: Blaimer et al. 2009, MRM 61(1)): real, imaginary and mask, once as they are and once mirrored.
+
+    Args: see Unrolled.
+    """
+
+    def __init__(
+        self, inner: str = "unet", features: int = 0, levels: int = 0, stages: str = "", dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.network = _inner(inner, 6, 2, features=features, levels=levels, stages=stages, dropout=dropout)
+
+    def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+        """(batch, H, W) complex k-space -> (batch, h, w) complex image; see Unrolled.forward."""
+        phase = smooth_phase(kspace)
+        spectrum = fft2c(ifft2c(kspace) * phase.conj())
+        rows, columns = (torch.arange(n, device=kspace.device) / n - (n // 2) / n for n in kspace.shape[-2:])
+        template = 1 / (1 + (rows[:, None] ** 2 + columns**2) / 0.02**2)
+        template = template * (spectrum / template).abs().square().mean((-2, -1), keepdim=True).sqrt()
+        known = mask.expand(kspace.shape)
+
+        def mirrored(x: Tensor) -> Tensor:
+            """x(-f): flipped about the centre of k-space, which is at n // 2."""
+            shifts = [1 - n % 2 for n in x.shape[-2:]]
+            return x.flip((-2, -1)).roll(shifts, (-2, -1))
+
+        flat, there = as_channels(spectrum / template), known[:, None].float()
+        twin = as_channels(mirrored((spectrum / template).conj()))
+        filled = as_complex(self.network(torch.cat([flat, there, twin, mirrored(there)], 1)))
+        image = ifft2c(spectrum + filled * template) * phase
+        return center_crop(keep_measured(image, kspace, mask), size)
+
+
+class MagnitudeNetwork(nn.Module):
+    """From the magnitude of the zero-filled crop to the magnitude, as the U-Net baseline of fastMRI does.
 
     Zbontar et al. 2018, arXiv 1811.08839. The phase is thrown away, hence no data consistency is
     possible; input normalised per slice and clamped to +-6 standard deviations.
+
+    Args:
+        inner: one of INNER_NETWORKS.
+        residual: the network predicts what to add to its input.
+        features, levels, stages, dropout: of the inner network; see Unrolled.
     """
 
-    def __init__(self, features: int = 16, levels: int = 4, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        inner: str = "unet",
+        residual: bool = False,
+        features: int = 0,
+        levels: int = 0,
+        stages: str = "",
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.network = UNet(1, 1, features, levels, dropout)
+        self.residual = residual
+        self.network = _inner(inner, 1, 1, features=features, levels=levels, stages=stages, dropout=dropout)
 
     def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
         """(batch, H, W) complex k-space -> (batch, h, w) real magnitude; the mask is not used."""
         x, mean, std = normalize(center_crop(ifft2c(kspace), size).abs(), clamp=6)
-        return self.network(x[:, None])[:, 0].float() * std + mean
+        y = self.network(x[:, None])[:, 0].float()
+        return (x + y if self.residual else y) * std + mean
 
 
-MODELS: dict[str, type[nn.Module]] = {"unet": UNetReconstruction, "magnitude_unet": MagnitudeUNet}
+# What --model accepts: a network with the settings that are its own where train.py's are 0 or empty.
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "unet": partial(Unrolled, inner="unet", features=16, levels=4),
+    "magnitude_unet": partial(MagnitudeNetwork, inner="unet", features=16, levels=4),
+    "resnet": partial(MagnitudeNetwork, inner="resnet", residual=True, features=64, stages="8x2 4x3"),
+    "recon_resnet": partial(Unrolled, inner="recon_resnet", features=24, stages="14x2"),
+    "kspace_unet": partial(KSpaceNetwork, inner="unet", features=16, levels=4),
+    "unrolled": partial(Unrolled, inner="unet", cascades=4, features=16, levels=3),
+}
+MODEL_SETTINGS = ("inner", "cascades", "consistency", "shared", "features", "levels", "stages", "dropout")
+
+
+def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What MODEL_SETTINGS mean for a model: its own value where the setting is 0, false or empty.
+
+    Raises:
+        BadInput: an unknown model; a setting that the model or its inner network does not have.
+    """
+    name = settings["model"]
+    own = _defaults(choose(MODELS, name, "model"))
+    inner = _defaults(choose(INNER_NETWORKS, settings.get("inner") or own["inner"], "inner network"))
+    result = {}
+    for key in MODEL_SETTINGS:
+        if key in own and (key in inner or key not in ("levels", "stages")):
+            result[key] = settings.get(key) or own[key] or inner.get(key, own[key])
+        elif settings.get(key):
+            raise BadInput(f"model {name!r} has no {key}: leave {key} out, or choose another model")
+    return result
+
+
+def _defaults(function: Callable) -> dict[str, Any]:
+    """Name -> default of the arguments of a function or class."""
+    return {name: argument.default for name, argument in inspect.signature(function).parameters.items()}
 
 
 def build_model(settings: Mapping[str, Any]) -> nn.Module:
-    """A fresh network: MODELS[settings["model"]] with those settings that its class takes."""
-    network = choose(MODELS, settings["model"], "model")
-    takes = inspect.signature(network).parameters
-    return network(**{name: settings[name] for name in takes if name in settings})
+    """A fresh network: MODELS[settings["model"]] with model_settings(settings)."""
+    own = model_settings(settings)
+    return MODELS[settings["model"]](**own)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1580,7 +1827,29 @@ def ssim_loss(prediction: Tensor, target: Tensor, data_range: Tensor | float = 1
     return 1 - ssim_map(target, prediction, data_range).mean()
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": l1_loss, "l2": l2_loss, "ssim": ssim_loss}
+def l1_ssim_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """l1_loss + ssim_loss."""
+    return l1_loss(prediction, target) + ssim_loss(prediction, target)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": l1_loss,
+    "l2": l2_loss,
+    "ssim": ssim_loss,
+    "l1_ssim": l1_ssim_loss,
+}
+
+# What the discriminator minimises, given its scores of references and of reconstructions; what the
+# generator minimises, given the scores of its reconstructions.
+ADVERSARIAL: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    # Mao et al. 2017, ICCV
+    "least_squares": (
+        lambda real, fake: ((real - 1).square() + fake.square()).mean() / 2,
+        lambda s: (s - 1).square().mean(),
+    ),
+    # Arjovsky et al. 2017, ICML
+    "wasserstein": (lambda real, fake: (fake - real).mean(), lambda s: -s.mean()),
+}
 
 
 def mean(values: Iterable[float]) -> float:
@@ -1658,20 +1927,24 @@ class SliceDataset(torch.utils.data.Dataset):
     Args:
         volumes: what read_folder returned.
         mask, acceleration, center_fraction: of sampling_mask. Files that carry a mask keep theirs.
+            Several accelerations are drawn at random, slice by slice; center_fraction then belongs to the
+            first, and the others have as many centre lines less as they are faster (8 % at 4x, 4 % at 8x).
         seed: None gives every volume the mask that fastMRI's validation gives it (seeded by the file
             name, so that results compare across programs); a number draws a new mask for every slice
             and epoch, reproducibly, which is what training wants.
         limit: use only the first `limit` slices of an even spread; 0 uses all.
+        augment: vary orientation, matrix size and noise (see vary_scan), reproducibly; needs a seed.
     """
 
     def __init__(
         self,
         volumes: Sequence[Volume],
         mask: str,
-        acceleration: float,
+        acceleration: float | Sequence[float],
         center_fraction: float,
         seed: int | None = None,
         limit: int = 0,
+        augment: bool = False,
     ) -> None:
         for volume in volumes:
             if len(volume.shape) != 3:
@@ -1679,14 +1952,17 @@ class SliceDataset(torch.utils.data.Dataset):
                     f"{volume.path}: {volume.shape[1]} coils, but the task is single_coil: choose single-coil files"
                 )
         self.volumes, self.seed, self.epoch = list(volumes), seed, 0
-        self.mask, self.acceleration, self.center_fraction = mask, acceleration, center_fraction
+        self.mask, self.augment = mask, augment and seed is not None
+        factors = acceleration if isinstance(acceleration, Sequence) else [acceleration]
+        self.sampling = [(factor, center_fraction * factors[0] / factor) for factor in factors]
         self.slices = [(v, s) for v, volume in enumerate(self.volumes) for s in range(len(volume))]
         if 0 < limit < len(self.slices):
             spread = np.linspace(0, len(self.slices) - 1, limit).round().astype(int)
             self.slices = [self.slices[i] for i in spread]
         # Faults of the parameters show now rather than in the first batch.
         for size in {self.size(i) for i in range(len(self))}:
-            sampling_mask(mask, size, acceleration, center_fraction, seed=0)
+            for sampling in self.sampling:
+                sampling_mask(mask, size, *sampling, seed=0)
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -1699,25 +1975,66 @@ class SliceDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> Sample:
         v, s = self.slices[index]
         volume = self.volumes[v]
-        kspace = volume.kspace(s)
+        kspace, peak = volume.kspace(s), volume.maximum if volume.mask is None else 1.0
         acquired = volume.acquired(kspace)
         kspace = crop_readout(kspace, volume.target_size[0])
-        if volume.mask is not None:
-            mask = volume.mask
+        size, sampling, seed = volume.target_size, self.sampling[0], volume.path.name
+        if self.seed is not None:  # training
+            seed = (self.seed, self.epoch, index)
+            random = np.random.RandomState((*seed, 1))  # not the stream of the mask
+            sampling = self.sampling[random.randint(len(self.sampling))]
+        if self.augment:
+            # One choice per size and epoch, so that slices of one size still make a batch.
+            common = np.random.RandomState((self.seed, self.epoch, *self.size(index)))
+            kspace, acquired, size = vary_scan(kspace, acquired, size, peak, common, random)
+            target = center_crop(ifft2c(kspace), size).abs()
         else:
-            seed = volume.path.name if self.seed is None else (self.seed, self.epoch, index)
-            mask = sampling_mask(self.mask, kspace.shape, self.acceleration, self.center_fraction, seed)
+            target = volume.target(s) if volume.mask is None else torch.zeros(size)
+        mask = volume.mask if volume.mask is not None else sampling_mask(self.mask, kspace.shape, *sampling, seed)
         sampled = (mask & acquired).reshape(-1, mask.shape[-1])
         rows = acquired.sum() * len(sampled)
         return Sample(
             kspace=kspace * sampled + 0.0,  # + 0.0 removes negative zeros, as fastMRI does
             mask=sampled | ~acquired,
-            target=volume.target(s) if volume.mask is None else torch.zeros(volume.target_size),
-            maximum=torch.tensor(volume.maximum if volume.mask is None else 1.0),
+            target=target,
+            maximum=torch.tensor(peak),
             acceleration=rows / sampled.sum(),
             volume=torch.tensor(v),
             slice=torch.tensor(s),
         )
+
+
+def vary_scan(
+    kspace: Tensor, acquired: Tensor, size: tuple[int, int], peak: float, common: Any, random: Any
+) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """The scan that another protocol would have made of the same slice: what transfer to real scans needs.
+
+    The phase-encode direction is swapped and the matrix made coarser as `common` draws; the image
+    is mirrored and noise added as `random` draws.
+
+    Args:
+        kspace: (h, W) complex, fully sampled.
+        acquired: bool (W,), columns that hold data.
+        size: of the target image.
+        peak: largest value of the volume, to which the noise is scaled.
+        common, random: numpy.random.RandomState; slices that share `common` keep one size.
+    Returns:
+        k-space, acquired and size of the new scan. The image values stay in their range.
+    """
+    swap, share = common.rand() < 0.5, common.uniform(0.6, 1.0)
+    coarse = [2 * round(share * n / 2) for n in kspace.shape]
+    size = (round(size[0] * coarse[0] / kspace.shape[0]), round(size[1] * coarse[1] / kspace.shape[1]))
+    ratio = math.sqrt(coarse[0] * coarse[1] / (kspace.shape[0] * kspace.shape[1]))
+    kspace, acquired = center_crop(kspace, coarse) * ratio, center_crop(acquired[None], (1, coarse[1]))[0]
+    if swap and acquired.all():
+        # The rows become the lines; the readout has lost its oversampling, so the field of view is the target's.
+        kspace, size = crop_readout(kspace.mT.contiguous(), size[1]), size[::-1]
+        acquired = acquired.new_ones(kspace.shape[-1])
+    image = ifft2c(kspace)
+    mirrored = [axis for axis in (-2, -1) if random.rand() < 0.5]
+    deviation = peak * math.exp(random.uniform(math.log(0.003), math.log(0.06)))
+    noise = torch.from_numpy(random.standard_normal((*kspace.shape, 2)).astype(np.float32))
+    return fft2c(image.flip(mirrored)) + deviation * torch.view_as_complex(noise), acquired, size
 
 
 class SameSizeBatches(torch.utils.data.Sampler):
@@ -1825,6 +2142,20 @@ def load_model(checkpoint: str | Path) -> nn.Module:
     return network.eval()
 
 
+def copy_weights(checkpoint: str | Path, network: nn.Module) -> None:
+    """Start `network` from the weights of a checkpoint of the same model.
+
+    Raises:
+        BadInput: see read_checkpoint; or the weights are of another model.
+    """
+    try:
+        network.load_state_dict(read_checkpoint(checkpoint)["model_state"])
+    except RuntimeError as error:
+        raise BadInput(
+            f"{checkpoint}: its weights are of another model: give the parameters it was trained with"
+        ) from error
+
+
 # What turns measured k-space into an image: the forward of every network, zero_filled, tv_method(weight).
 Method = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
 
@@ -1888,18 +2219,87 @@ def choose_device(name: str) -> str:
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def read_numbers(text: str, name: str) -> list[float]:
+    """ "4 8" -> [4.0, 8.0]; "" -> []. Raises BadInput for anything else."""
+    try:
+        return [float(word) for word in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise BadInput(f"{name} {text!r}: write numbers with spaces between them, such as '4 8'") from error
+
+
 def check_numbers(settings: Any) -> None:
     """Refuse train.py's numbers that cannot work. Masks check theirs when a data set is made."""
-    for name in ("epochs", "batch_size", "features", "levels", "cascades"):
+    for name in ("epochs", "batch_size"):
         if getattr(settings, name) < 1:
             raise BadInput(f"{name} {getattr(settings, name)}: use a whole number of at least 1")
-    for name in ("workers", "train_slices", "seed"):
+    for name in ("workers", "train_slices", "seed", "features", "levels", "cascades", "adversarial_weight"):
         if getattr(settings, name) < 0:
-            raise BadInput(f"{name} {getattr(settings, name)}: use 0 or a positive whole number")
+            raise BadInput(f"{name} {getattr(settings, name)}: use 0 or a positive number")
     if not 0 < settings.lr < math.inf:
         raise BadInput(f"lr {settings.lr}: use a positive number, such as 0.001")
     if not 0 <= settings.dropout < 1:
         raise BadInput(f"dropout {settings.dropout}: use a number from 0 to below 1")
+
+
+class Adversary:
+    """The discriminator of adversarial training, with its optimizer.
+
+    Args:
+        settings: train.py's parameters, of which adversarial (one of ADVERSARIAL), lr and device count.
+    """
+
+    def __init__(self, settings: Any) -> None:
+        self.discriminator = PatchDiscriminator().to(settings.device)
+        # Little momentum, as usual here: the other player moves.
+        self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=settings.lr / 4, betas=(0.5, 0.9))
+        self.own_loss, self.others_loss = choose(ADVERSARIAL, settings.adversarial, "adversarial form")
+
+    def doubt(self, image: Tensor, given: Tensor) -> Tensor:
+        """What the generator minimises besides its loss: low where its image passes for a reference.
+
+        Args:
+            image, given: (batch, h, w) magnitudes of reconstruction and zero-filled image.
+        """
+        return self.others_loss(self.discriminator(image, given))
+
+    def learn(self, image: Tensor, target: Tensor, given: Tensor) -> dict[str, float]:
+        """One step of the discriminator on a batch of magnitudes; returns how it did before the step.
+
+        Returns:
+            discriminator_loss, and discriminator_accuracy: the share of patches where the reference
+            scores higher than the reconstruction (0.5 is guessing).
+        """
+        real, fake = self.discriminator(target, given), self.discriminator(image.detach(), given)
+        loss = self.own_loss(real, fake)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return {"discriminator_loss": loss.item(), "discriminator_accuracy": (real > fake).float().mean().item()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def training_warnings(history: Sequence[Mapping[str, float]]) -> list[str]:
+    """What in the history of a run a reader of its figures should know: one line each."""
+    found = []
+    best = max(history, key=lambda row: row["val_ssim"])
+    last = history[-1]
+    if last["val_ssim"] < best["val_ssim"] - 0.05:
+        found.append(
+            f"training collapsed: validation SSIM {best['val_ssim']:.3f} after epoch {best['epoch']}, "
+            f"{last['val_ssim']:.3f} after the last; best.pt holds the better weights"
+        )
+    if last.get("discriminator_accuracy", 0) > 0.98:
+        found.append(
+            f"the discriminator tells {100 * last['discriminator_accuracy']:.0f} % of the patches apart: "
+            "the adversarial term has little to teach"
+        )
+    return found
 
 
 class RunState:
@@ -1912,7 +2312,7 @@ class RunState:
 
     Args:
         settings: all parameters; with settings.resume the state is read from settings.out.
-        network, optimizer, scheduler: objects with a state_dict.
+        parts: what the checkpoint holds under NAME_state: the model, optimizer, scheduler .., all with a state_dict.
     Attributes:
         epoch: epochs done.  history: a dict per epoch.  seconds: spent in all, resumed runs included.
     Raises:
@@ -1922,8 +2322,8 @@ class RunState:
     FIRST = ("best.pt", "checkpoint.pt")  # all that a run killed in its first save can leave, whole or .partial
     MAY_CHANGE = ("data", "device", "epochs", "workers", "resume", "out")  # between a run and its resumption
 
-    def __init__(self, settings: Any, network: nn.Module, optimizer: Any, scheduler: Any) -> None:
-        self.settings, self.parts = settings, {"model": network, "optimizer": optimizer, "scheduler": scheduler}
+    def __init__(self, settings: Any, parts: Mapping[str, Any]) -> None:
+        self.settings, self.parts = settings, parts
         self.folder, self.history, self.seconds = Path(settings.out), [], 0.0
         last = self.folder / "checkpoint.pt"
         if settings.resume and last.exists():
@@ -1946,7 +2346,7 @@ class RunState:
                     f"{path}: trained with {name} {before!r}, not {value!r}: "
                     "resume with the same parameters, or choose another --out"
                 )
-        if not {"optimizer_state", "scheduler_state"} <= set(content):
+        if not {f"{name}_state" for name in self.parts} <= set(content):
             raise BadInput(f"{path}: holds weights only, no run to go on with: resume from a run's own checkpoint.pt")
         for name, part in self.parts.items():
             part.load_state_dict(content[f"{name}_state"])
@@ -1957,7 +2357,13 @@ class RunState:
         print(f"{path}: going on after epoch {self.epoch}")
 
     def save(self, row: Mapping[str, float], seconds: float) -> None:
-        """Add an epoch to the history and write checkpoint and log."""
+        """Add an epoch to the history and write checkpoint and log.
+
+        Raises:
+            BadInput: the loss is not finite; the checkpoint of the epoch before stays.
+        """
+        if not math.isfinite(row["train_loss"]):
+            raise BadInput(f"epoch {row['epoch']}: the loss is {row['train_loss']}: training diverged, lower lr")
         if not self.history and not self.settings.resume:
             self._keep_earlier_run()
         self.history.append(dict(row))

@@ -27,6 +27,7 @@ import sys; sys.path[:0] = [".", ".."]  # where mri_utils.py may be, seen from h
 # %%
 import math
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,21 +51,29 @@ parameter of papermill (`-p center_fraction 0.04`).
 # %% tags=["parameters"]
 data: str = "data/demo"  # folder with train/ and val/ in fastMRI's layout; data/demo is simulated when missing
 task: str = "single_coil"  # what is reconstructed: single_coil
-model: str = "unet"  # unet (complex, data-consistent) or magnitude_unet (fastMRI's baseline)
+model: str = "unet"  # unet, magnitude_unet, resnet, recon_resnet, kspace_unet or unrolled; see notebook 06
 mask: str = "random"  # kind of sampling mask; notebook 02 shows them all
 acceleration: float = 4.0  # samples asked for / samples taken, see notebook 02
 center_fraction: float = 0.08  # share of k-space that is fully sampled around its centre
-features: int = 16  # channels of the first convolution, doubled at each level
-levels: int = 4  # how often the U-Net halves the image
-cascades: int = 1  # how often U-Net and data consistency follow one another (unet)
-data_consistency: bool = True  # put the measured samples back after each U-Net (unet)
+train_accelerations: str = ""  # several for training, "4 8", drawn slice by slice; the one above is scored
+augment: bool = False  # vary orientation, matrix size and noise of the training slices
+inner: str = ""  # network inside the model: unet, resnet or recon_resnet ("": the model's own)
+features: int = 0  # channels of its first convolution (0: the model's own)
+levels: int = 0  # how often a U-Net halves the image (0: the model's own)
+stages: str = ""  # blocks x layers of a residual network, "8x2 4x3" ("": the model's own)
+cascades: int = 0  # how often network and data consistency follow one another (0: the model's own)
+shared: bool = False  # all cascades share their weights
+consistency: str = ""  # with the measured samples: hard, soft (learned) or none ("": the model's own)
 dropout: float = 0.0  # probability that a feature map is dropped in training
 epochs: int = 24  # passes over the training slices
 batch_size: int = 4  # slices per step
 lr: float = 0.002  # learning rate at its highest
 optimizer: str = "adam"  # adam, adamw or rmsprop
 schedule: str = "cosine"  # learning rate over the steps: constant, step or cosine (with 5 % warm-up)
-loss: str = "ssim"  # what training minimises on the magnitude images: l1, l2 or ssim
+loss: str = "ssim"  # what training minimises on the magnitude images: l1, l2, ssim or l1_ssim
+adversarial_weight: float = 0.0  # of a discriminator's opinion beside the loss; 0: none
+adversarial: str = "least_squares"  # its form: least_squares or wasserstein
+start_from: str = ""  # checkpoint whose weights training starts from (fine-tuning)
 train_slices: int = 0  # train on this many slices only, spread evenly (0: all)
 seed: int = 0  # of the weights, the order of the slices and the training masks
 device: str = "auto"  # cpu, cuda, or auto: a GPU if there is one
@@ -101,8 +110,11 @@ def load_data(settings):
     train, val = mri.read_folder(folder / "train"), mri.read_folder(folder / "val")
     mri.check_split(train, val)
     sampling = settings.mask, settings.acceleration, settings.center_fraction
-    train_set = mri.SliceDataset(train, *sampling, seed=settings.seed, limit=settings.train_slices)
-    return train_set, mri.SliceDataset(val, *sampling)
+    val_set = mri.SliceDataset(val, *sampling)
+    several = mri.read_numbers(settings.train_accelerations, "train_accelerations")
+    sampling = settings.mask, several or settings.acceleration, settings.center_fraction
+    options = {"seed": settings.seed, "limit": settings.train_slices, "augment": settings.augment}
+    return mri.SliceDataset(train, *sampling, **options), val_set
 
 
 # %% [markdown]
@@ -125,22 +137,28 @@ largest value of their volume, so that all volumes weigh alike.
 
 
 # %%
-def train_epoch(network, loader, optimizer, scheduler, settings):
-    """One pass over the training slices; returns the mean loss per slice."""
+def train_epoch(network, adversary, loader, optimizer, scheduler, settings):
+    """One pass over the training slices; returns the mean loss per slice, and the adversary's figures."""
     network.train()
-    total = count = 0
+    sums, count = Counter(), 0
     for batch in mri.progress(loader, "training"):
         batch = batch.to(settings.device)
         peak = batch.maximum[:, None, None]
-        image = mri.reconstruct(network, batch, settings.precision)
-        loss = mri.LOSSES[settings.loss](image / peak, batch.target / peak)
+        image, target = mri.reconstruct(network, batch, settings.precision) / peak, batch.target / peak
+        loss = mri.LOSSES[settings.loss](image, target)
+        logged = {"train_loss": loss.item()}
+        if adversary:
+            given = mri.reconstruct(mri.zero_filled, batch) / peak
+            loss = loss + settings.adversarial_weight * adversary.doubt(image, given)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         scheduler.step()
-        total += loss.item() * len(peak)
+        if adversary:
+            logged |= adversary.learn(image, target, given)
+        sums.update({name: value * len(peak) for name, value in logged.items()})
         count += len(peak)
-    return total / count
+    return {name: value / count for name, value in sums.items()}
 
 
 # %%
@@ -175,27 +193,31 @@ SCHEDULES = {  # factor on the learning rate after the share t of all steps
 
 # %%
 def prepare(settings, train_set):
-    """The network, its optimizer and schedule, and the slices in batches of one size."""
+    """The network, its optimizer and schedule, the discriminator if any, and the slices in batches."""
     torch.manual_seed(settings.seed)
     network = mri.build_model(vars(settings)).to(settings.device)
+    if settings.start_from:
+        mri.copy_weights(settings.start_from, network)
     optimizer = OPTIMIZERS[settings.optimizer](network.parameters(), lr=settings.lr)
     loader = mri.make_loader(train_set, settings.batch_size, True, settings.workers)
     factor, steps = SCHEDULES[settings.schedule], settings.epochs * len(loader)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: factor(k / steps))
-    return network, optimizer, scheduler, loader
+    adversary = mri.Adversary(settings) if settings.adversarial_weight else None
+    return network, adversary, loader, optimizer, scheduler
 
 
 # %%
 def train(settings, train_set, val_set):
     """Train for settings.epochs epochs; returns the network and its history."""
-    network, optimizer, scheduler, loader = prepare(settings, train_set)
-    state = mri.RunState(settings, network, optimizer, scheduler)
+    network, adversary, loader, optimizer, scheduler = prepare(settings, train_set)
+    parts = {"model": network, "optimizer": optimizer, "scheduler": scheduler}
+    state = mri.RunState(settings, parts | ({"adversary": adversary} if adversary else {}))
     for epoch in range(state.epoch, settings.epochs):
         start, train_set.epoch = time.time(), epoch
-        loss = train_epoch(network, loader, optimizer, scheduler, settings)
+        logged = train_epoch(network, adversary, loader, optimizer, scheduler, settings)
         rows, _, _ = score(network.eval(), val_set, settings)
         figures = {f"val_{m}": mri.mean(row[m] for row in rows) for m in ("ssim", "psnr", "nmse")}
-        state.save({"epoch": epoch + 1, "train_loss": loss, **figures}, time.time() - start)
+        state.save({"epoch": epoch + 1, **logged, **figures}, time.time() - start)
         print(state.line(), flush=True)
     return network, state
 
@@ -247,10 +269,11 @@ the loop.
 def check(settings):
     """Refuse parameters that cannot work, before anything is read or written."""
     mri.choose({"single_coil": None}, settings.task, "task")
-    mri.choose(mri.MODELS, settings.model, "model")
+    vars(settings).update(mri.model_settings(vars(settings)))
     mri.choose(OPTIMIZERS, settings.optimizer, "optimizer")
     mri.choose(SCHEDULES, settings.schedule, "schedule")
     mri.choose(mri.LOSSES, settings.loss, "loss")
+    mri.choose(mri.ADVERSARIAL, settings.adversarial, "adversarial form")
     mri.choose({"float32": None, "bfloat16": None}, settings.precision, "precision")
     mri.check_numbers(settings)
     settings.device = mri.choose_device(settings.device)
@@ -268,6 +291,7 @@ def run(**changes):
     network, state = train(settings, train_set, val_set)
     metrics, images = evaluate(settings, network, train_set, val_set)
     metrics |= {"train_seconds": state.seconds, "parameters_count": mri.count_parameters(network)}
+    metrics["warnings"] = mri.training_warnings(state.history)
     mri.save_run(settings.out, metrics, images, val_set, state.history)
     print(mri.metrics_table(metrics), f"All of it, with figures: {settings.out}", sep="\n")
     return metrics
@@ -318,7 +342,7 @@ mri.show_file(Path(parameters["out"], "figures", "best.png"))
 
 ## Exercises
 
-1. Set `data_consistency` to False. Which error maps change, and where in k-space is the difference?
+1. Set `consistency` to "none". Which error maps change, and where in k-space is the difference?
 2. Train `magnitude_unet` with the same parameters. What does throwing the phase away cost?
 3. Set `cascades` to 2 and `epochs` to half: the same time, better spent?
 

@@ -1,10 +1,14 @@
 """Section 6: the networks, against fastMRI's U-Net and against what they promise."""
 
+import math
+
 import pytest
 import torch
 
 import mri_utils as mri
 
+SMALL = {"features": 4, "levels": 2, "stages": "1x2 1x3"}
+CONSISTENT = ["unet", "recon_resnet", "kspace_unet", "unrolled"]  # they put the measured samples back
 SIZES = [(48, 126), (33, 47), (64, 196), (16, 16), (21, 16)]
 
 
@@ -16,10 +20,14 @@ def measured(random):
 
 
 def network(kind="unet", **changes):
+    """A small network of a kind, off the zero start, as after training."""
     torch.manual_seed(0)
-    built = mri.build_model({"model": kind, "features": 4, "levels": 2, "unknown": 1} | changes)
-    for unet in getattr(built, "networks", []):
-        torch.nn.init.normal_(unet.last.weight)  # off the zero start, as after training
+    has = mri.model_settings({"model": kind, "inner": changes.get("inner", "")})
+    small = {name: value for name, value in SMALL.items() if name in has}
+    built = mri.build_model({"model": kind, "unknown": 1} | small | changes)
+    for weight in built.parameters():
+        if not weight.any():
+            torch.nn.init.normal_(weight, std=0.1)
     return built.eval()
 
 
@@ -54,7 +62,7 @@ def test_any_size(kind, size, random):
         result = network(kind)(kspace, torch.ones(size[1], dtype=torch.bool), crop)
         assert mri.UNet(3, 5, 4, 3)(torch.randn(1, 3, *size)).shape == (1, 5, *size)
     assert result.shape == (2, *crop) and torch.isfinite(result.abs()).all()
-    assert result.is_complex() == (kind == "unet")
+    assert result.is_complex() == (kind in CONSISTENT)
 
 
 def test_dropout_only_in_training():
@@ -65,35 +73,125 @@ def test_dropout_only_in_training():
     assert torch.equal(unet(x), unet(x))
 
 
-@pytest.mark.parametrize("cascades", [1, 2])
-def test_training_starts_from_the_zero_filled_image(measured, cascades):
+@pytest.mark.parametrize("kind", ["unet", "recon_resnet", "kspace_unet", "unrolled", "resnet"])
+def test_training_starts_from_the_zero_filled_image(measured, kind):
     kspace, mask = measured
-    fresh = mri.build_model({"model": "unet", "features": 4, "levels": 2, "cascades": cascades})
-    assert len(fresh.networks) == cascades
-    zero_filled = mri.zero_filled(kspace, mask, (33, 40))
-    assert torch.allclose(fresh(kspace, mask, (33, 40)), zero_filled, atol=1e-5)
+    has = mri.model_settings({"model": kind})
+    fresh = mri.build_model({"model": kind} | {name: value for name, value in SMALL.items() if name in has}).eval()
+    image, start = fresh(kspace, mask, (33, 40)), mri.zero_filled(kspace, mask, (33, 40))
+    if kind == "resnet":  # which sees magnitudes, clamped to six standard deviations
+        start = start.abs()
+    assert torch.allclose(image, start, atol=1e-5)
 
 
 @pytest.mark.parametrize("cascades", [1, 2])
-def test_data_consistency(measured, cascades):
+@pytest.mark.parametrize("shared", [False, True])
+def test_cascades(measured, cascades, shared):
+    """Each cascade takes what the one before made; shared weights are one network applied again."""
+    kspace, mask = measured
+    unrolled = network("unrolled", cascades=cascades, shared=shared)
+    assert len(unrolled.networks) == (1 if shared else cascades)
+    image = mri.ifft2c(kspace)
+    scale = image.abs().amax((-2, -1), keepdim=True) * mri.smooth_phase(kspace)
+    with torch.no_grad():
+        for i in range(cascades):
+            step = unrolled.networks[0 if shared else i](mri.as_channels(image / scale))
+            image = mri.ifft2c(torch.where(mask, kspace, mri.fft2c(image + scale * mri.as_complex(step))))
+        result = unrolled(kspace, mask, kspace.shape[-2:])
+    assert torch.allclose(result, image, atol=1e-5)
+    assert not torch.allclose(image, mri.ifft2c(kspace), atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", CONSISTENT)
+@pytest.mark.parametrize("inner", mri.INNER_NETWORKS)
+def test_hard_consistency_returns_the_measured_samples(measured, kind, inner):
     kspace, mask = measured
     with torch.no_grad():
-        result = mri.fft2c(network(cascades=cascades)(kspace, mask, kspace.shape[-2:]))
-        free = mri.fft2c(network(cascades=cascades, data_consistency=False)(kspace, mask, kspace.shape[-2:]))
+        result = mri.fft2c(network(kind, inner=inner)(kspace, mask, kspace.shape[-2:]))
     peak = float(kspace.abs().max())
     assert float((result - kspace)[..., mask].abs().max()) < 1e-6 * peak
-    assert float((free - kspace)[..., mask].abs().max()) > 1e-2 * peak
     assert float(result[..., ~mask].abs().max()) > 1e-2 * peak  # what was not measured is filled
-    if cascades == 1:
-        assert torch.allclose(result[..., ~mask], free[..., ~mask], atol=1e-5 * peak)
+
+
+def test_soft_consistency_is_a_learned_step(measured):
+    kspace, mask = measured
+    soft, free, hard = (network(consistency=c) for c in ("soft", "none", "hard"))
+    for other in (free, hard):
+        other.load_state_dict(soft.state_dict(), strict=False)
+    with torch.no_grad():
+        soft.step.fill_(math.log(3))  # sigmoid: 3/4, a noise weight of 3
+        k_soft, k_free, k_hard = (mri.fft2c(n(kspace, mask, kspace.shape[-2:])) for n in (soft, free, hard))
+    peak = float(kspace.abs().max())
+    assert torch.allclose(k_soft[..., mask], (k_free + 3 * kspace)[..., mask] / 4, atol=1e-5 * peak)
+    assert torch.allclose(k_soft[..., ~mask], k_hard[..., ~mask], atol=1e-5 * peak)
+    assert float((k_free - kspace)[..., mask].abs().max()) > 1e-2 * peak
+    soft(kspace, mask, kspace.shape[-2:]).abs().sum().backward()
+    assert soft.step.grad.abs().min() > 0
+
+
+def test_the_two_readings_of_the_resnet():
+    """8 blocks of 2 and 4 of 3 convolutions, or 12 of 2, which has the 1.78 million weights of the source."""
+    one, other = (mri.build_model({"model": "resnet", "stages": stages}) for stages in ("8x2 4x3", "12x2"))
+    convolutions = [sum(isinstance(m, torch.nn.Conv2d) for m in n.network.blocks.modules()) for n in (one, other)]
+    assert convolutions == [28, 24]
+    assert mri.count_parameters(other) == pytest.approx(1.78e6, rel=0.01)
+    assert one.network.first[0].out_channels == 64 and len(one.network.blocks) == len(other.network.blocks) == 12
+    with pytest.raises(mri.BadInput, match=r"stages '8x': write blocks x layers, such as '8x2 4x3'"):
+        mri.build_model({"model": "resnet", "stages": "8x"})
+
+
+def test_recon_resnet_has_the_published_shape():
+    wide = mri.ReconResNet(2, 2, 64, "34x2", dropout=0.2)
+    blocks = [m for m in wide.layers if isinstance(m, mri.ResidualBlock)]
+    assert len(blocks) == 34 and all(b.body[0].in_channels == 256 for b in blocks)
+    assert [m.p for m in blocks[0].body if isinstance(m, torch.nn.Dropout2d)] == [0.2]
+    assert wide.layers[0].kernel_size == wide.last.kernel_size == (7, 7)
+    strides = [m.stride for m in wide.layers if isinstance(m, torch.nn.Conv2d | torch.nn.ConvTranspose2d)]
+    assert strides == [(1, 1), (2, 2), (2, 2), (2, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 9), (7, 8)])
+def test_kspace_network_sees_conjugate_partners(size, random):
+    """For a real image the mirrored channels are the conjugates: equal to the k-space itself."""
+    seen = {}
+
+    class Spy(torch.nn.Module):
+        def forward(self, x):
+            seen["x"] = x
+            return x[:, :2] * 0
+
+    model = network("kspace_unet")
+    model.network = Spy()
+    y, x = (torch.linspace(-1, 1, n) for n in size)
+    kspace = mri.fft2c(torch.exp(-4 * (y[:, None] ** 2 + x**2))[None] + 0j)
+    mask = torch.rand(size[1], generator=torch.Generator().manual_seed(1)) < 0.5
+    mask[0], mask[-1] = True, size[1] % 2 == 0
+    model(kspace, torch.ones(size[1], dtype=torch.bool), size)
+    assert torch.allclose(seen["x"][:, :2], seen["x"][:, 3:5], atol=1e-4)
+    model(kspace * mask, mask, size)
+    columns = torch.arange(size[1])
+    partner = (2 * (size[1] // 2) - columns) % size[1]
+    assert torch.equal(seen["x"][0, 2, 0].bool(), mask) and torch.equal(seen["x"][0, 5, 0].bool(), mask[partner])
+
+
+def test_discriminator_scores_patches(random):
+    torch.manual_seed(0)
+    discriminator = mri.PatchDiscriminator()
+    image, given = (random(2, 64, 64, dtype=torch.float32) for _ in range(2))
+    scores = discriminator(image, given)
+    assert scores.shape == (2, 1, 7, 7)
+    moved = image.clone()
+    moved[:, :4, :4] += 1  # far from the last patch, near the first
+    change = (discriminator.eval()(moved, given) - discriminator(image, given)).abs()[0, 0]
+    assert change[0, 0] > 0 and change[-1, -1] == 0
 
 
 @pytest.mark.parametrize("kind", mri.MODELS)
 def test_units_do_not_matter(measured, kind):
     kspace, mask = measured
     with torch.no_grad():
-        one, small = (network(kind)(k, mask, (32, 40)) for k in (kspace, kspace * 2**-20))
-    assert torch.allclose(small * 2**20, one, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
+        one, small = (network(kind)(k, mask, (32, 40)) for k in (kspace, kspace * 2**-14))
+    assert torch.allclose(small * 2**14, one, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
 
 
 @pytest.mark.parametrize("kind", mri.MODELS)
@@ -162,11 +260,19 @@ def test_channels_are_real_and_imaginary(random):
 
 
 def test_build_model_takes_what_it_knows():
-    assert isinstance(network("magnitude_unet"), mri.MagnitudeUNet)
+    assert isinstance(network("magnitude_unet"), mri.MagnitudeNetwork)
     unet = network(cascades=3, dropout=0.25)
     assert len(unet.networks) == 3 and unet.networks[0].down[0][3].p == 0.25
     with pytest.raises(mri.BadInput, match=r"^unknown model 'unett', did you mean 'unet'\? .*magnitude_unet"):
         mri.build_model({"model": "unett"})
+    with pytest.raises(mri.BadInput, match=r"model 'resnet' has no levels: leave levels out"):
+        mri.build_model({"model": "resnet", "levels": 3})
+    with pytest.raises(mri.BadInput, match=r"model 'magnitude_unet' has no consistency"):
+        mri.build_model({"model": "magnitude_unet", "consistency": "hard"})
+    with pytest.raises(mri.BadInput, match=r"unknown inner network 'vit'"):
+        mri.build_model({"model": "unrolled", "inner": "vit"})
+    with pytest.raises(mri.BadInput, match=r"unknown consistency 'firm'"):
+        mri.build_model({"model": "unrolled", "consistency": "firm"})
     with pytest.raises(mri.BadInput, match=r"unknown colour 'x' .*red") as error:
         mri.choose({"red": 1}, "x", "colour")
     assert "mean" not in str(error.value) and "\n" not in str(error.value)

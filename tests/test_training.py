@@ -110,7 +110,8 @@ def test_structure_of_metrics_json(run, tiny):
                 low, high = figure["ci95"]
                 assert low <= figure["mean"] <= high
     parameters = importlib.import_module("train").parameters
-    expected = parameters | SMALL | {"data": str(tiny), "out": str(run.folder)}
+    own = {"inner": "unet", "cascades": 1, "consistency": "hard"}  # where the parameters leave it to the model
+    expected = parameters | SMALL | own | {"data": str(tiny), "out": str(run.folder)}
     assert {k: v for k, v in metrics["parameters"].items() if k != "device"} == {
         k: v for k, v in expected.items() if k != "device"
     }
@@ -176,8 +177,17 @@ def test_a_second_run_keeps_the_first(run, tiny, tmp_path, capsys):
 # --- the same numbers -------------------------------------------------------------------------------
 
 
-def test_killed_and_resumed_is_undisturbed(tiny, tmp_path):
-    changes = {"data": tiny, "epochs": 8, "dropout": 0.1, "seed": 3}
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"dropout": 0.1},
+        {"model": "kspace_unet", "augment": True, "train_accelerations": "4 6"},
+        {"adversarial_weight": 0.1, "adversarial": "wasserstein", "loss": "l1_ssim"},
+    ],
+    ids=["unet", "kspace", "adversarial"],
+)
+def test_killed_and_resumed_is_undisturbed(kind, tiny, tmp_path):
+    changes = {"data": tiny, "epochs": 8, "seed": 3} | kind
     train(**changes, out=tmp_path / "whole")
     killed = subprocess.Popen(command(changes | {"out": tmp_path / "killed"}), cwd=mri.ROOT, env=ENVIRONMENT)
     log = tmp_path / "killed" / "log.csv"
@@ -225,20 +235,78 @@ def test_workers_change_nothing_and_seeds_do(run, tiny, tmp_path):
     "changes",
     [
         {"model": "magnitude_unet", "loss": "l1", "optimizer": "adamw", "schedule": "step"},
-        {"cascades": 2, "data_consistency": False, "loss": "l2", "optimizer": "rmsprop", "schedule": "constant"},
+        {"cascades": 2, "consistency": "none", "loss": "l2", "optimizer": "rmsprop", "schedule": "constant"},
         {"mask": "poisson_disc", "acceleration": 6.0, "center_fraction": 0.02, "precision": "bfloat16"},
         {"mask": "equispaced", "train_slices": 3, "batch_size": 1},
+        {"model": "resnet", "levels": 0, "stages": "2x2 1x3", "loss": "l1"},
+        {"model": "recon_resnet", "levels": 0, "stages": "2x2", "dropout": 0.2, "augment": True},
+        {"model": "kspace_unet", "train_accelerations": "4 8", "loss": "l1_ssim"},
+        {"model": "unrolled", "inner": "resnet", "levels": 0, "stages": "1x2", "consistency": "soft", "shared": True},
     ],
 )
 def test_every_choice_trains(changes, tiny, tmp_path):
     module = importlib.import_module("train")
     metrics = module.run(**SMALL | {"epochs": 1} | changes, data=str(tiny), out=str(tmp_path / "run"))
     network = mri.load_model(tmp_path / "run" / "checkpoint.pt")
-    assert isinstance(network, mri.MODELS[changes.get("model", "unet")])
+    assert isinstance(network, mri.MODELS[changes.get("model", "unet")].func)
     assert set(metrics["methods"]) == {"zero_filled", "tv", changes.get("model", "unet")}
     fresh = mri.build_model(network.settings)
     torch.manual_seed(0)
     assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), fresh.parameters()))
+
+
+@pytest.mark.parametrize("form", mri.ADVERSARIAL)
+def test_adversarial_training_is_logged_and_saved(form, tiny, tmp_path):
+    out = tmp_path / "run"
+    only_train(data=tiny, out=out, adversarial_weight=0.1, adversarial=form)
+    rows = (out / "log.csv").read_text().splitlines()
+    assert rows[0].split(",")[:4] == ["epoch", "train_loss", "discriminator_loss", "discriminator_accuracy"]
+    content = mri.read_checkpoint(out / "checkpoint.pt")
+    weights = content["adversary_state"]["discriminator"]
+    torch.manual_seed(0)
+    assert any(not torch.equal(w, weights[name]) for name, w in mri.PatchDiscriminator().state_dict().items())
+    only_train(data=tiny, out=tmp_path / "plain")
+    assert not same_weights(out / "checkpoint.pt", tmp_path / "plain" / "checkpoint.pt")  # it has its say
+
+
+def test_adversary_learns_and_the_generator_feels_it(random):
+    """Told apart with ease, images earn a gradient that makes them harder to tell apart."""
+    torch.manual_seed(0)
+    for form in mri.ADVERSARIAL:
+        adversary = mri.Adversary(SimpleNamespace(adversarial=form, lr=0.02, device="cpu"))
+        target, given = (random(4, 32, 32, dtype=torch.float32).abs() for _ in range(2))
+        image = (given * 0.2).requires_grad_()
+        figures = [adversary.learn(image, target, given) for _ in range(30)]
+        assert figures[-1]["discriminator_accuracy"] > 0.9
+        assert figures[-1]["discriminator_loss"] < figures[0]["discriminator_loss"]
+        doubt = adversary.doubt(image, given)
+        (gradient,) = torch.autograd.grad(doubt, image)
+        assert adversary.doubt(image - 0.1 * gradient / gradient.abs().max(), given) < doubt
+
+
+def test_collapse_is_reported():
+    def row(epoch, ssim, **more):
+        return {"epoch": epoch, "val_ssim": ssim} | more
+
+    assert mri.training_warnings([row(1, 0.5), row(2, 0.6), row(3, 0.58, discriminator_accuracy=0.9)]) == []
+    (line,) = mri.training_warnings([row(1, 0.7), row(2, 0.6)])
+    assert line.startswith("training collapsed: validation SSIM 0.700 after epoch 1, 0.600 after the last")
+    (line,) = mri.training_warnings([row(1, 0.7, discriminator_accuracy=0.999)])
+    assert "100 % of the patches" in line
+
+
+def test_divergence_stops_the_run_and_keeps_what_was(tiny, tmp_path):
+    done = start(data=tiny, out=tmp_path / "run", lr=1e30, optimizer="rmsprop", schedule="constant", loss="l2")
+    assert done.returncode != 0 and done.stderr.count("\n") == 1 and "training diverged, lower lr" in done.stderr
+
+
+def test_fine_tuning_starts_from_the_weights(run, tiny, tmp_path):
+    _, state = only_train(data=tiny, out=tmp_path / "tuned", epochs=1, lr=1e-12, start_from=str(run.folder / "best.pt"))
+    before, after = mri.load_model(run.folder / "best.pt"), state.parts["model"]
+    for one, other in zip(before.parameters(), after.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+    with pytest.raises(mri.BadInput, match=r"best.pt: its weights are of another model"):
+        only_train(data=tiny, out=tmp_path / "other", features=8, start_from=str(run.folder / "best.pt"))
 
 
 def test_training_lowers_the_loss(tiny, tmp_path):
@@ -332,7 +400,16 @@ def out_holds_other_files(data, out):
 FAULTS = {  # name -> (flags, what is done to data and run folder, what the line names)
     "data": ({"data": "/no/such/folder"}, None, "/no/such/folder/train"),
     "mask": ({"mask": "randon"}, None, "'randon', did you mean 'random'"),
-    "model": ({"model": "resnet"}, None, "model 'resnet'"),
+    "model": ({"model": "resmet"}, None, "model 'resmet', did you mean 'resnet'"),
+    "no such setting": ({"model": "resnet"}, None, "model 'resnet' has no levels"),
+    "inner network": ({"inner": "cnn"}, None, "inner network 'cnn'"),
+    "consistency": ({"consistency": "strict"}, None, "consistency 'strict'"),
+    "stages": ({"model": "resnet", "levels": 0, "stages": "12"}, None, "stages '12'"),
+    "adversarial": ({"adversarial": "hinge"}, None, "adversarial form 'hinge'"),
+    "adversarial weight": ({"adversarial_weight": -1}, None, "adversarial_weight -1"),
+    "factors": ({"train_accelerations": "4x"}, None, "train_accelerations '4x'"),
+    "factor": ({"train_accelerations": "4 0.5"}, None, "acceleration 0.5"),
+    "start": ({"start_from": "no.pt"}, None, "no.pt: no such checkpoint"),
     "loss": ({"loss": "sim"}, None, "loss 'sim', did you mean 'ssim'"),
     "optimizer": ({"optimizer": "sgd"}, None, "optimizer 'sgd'"),
     "schedule": ({"schedule": "linear"}, None, "schedule 'linear'"),
@@ -457,3 +534,63 @@ def test_limit_spreads_evenly(tiny):
     chosen = mri.SliceDataset(volumes, "random", 4, 0.1, limit=3).slices
     assert chosen[0] == (0, 0) and chosen[-1] == (3, 1) and len(chosen) == 3
     assert len(mri.SliceDataset(volumes, "random", 4, 0.1, limit=99)) == 8
+
+
+def test_several_accelerations_keep_their_centre(tiny):
+    volumes = mri.read_folder(tiny / "train")
+    data = mri.SliceDataset(volumes, "random", [4, 8], 0.16, seed=0)
+    assert data.sampling == [(4, 0.16), (8, 0.08)]
+    found = [float(sample.acceleration) for sample in data]
+    assert min(found) < 6 < max(found)  # both occur; one mask is 4x or 8x only on average
+    assert [float(sample.acceleration) for sample in data] == found
+
+
+def test_augmented_slices_are_scans(tiny):
+    """Whatever was varied, target and k-space belong together, and slices of one size make a batch."""
+    volumes = mri.read_folder(tiny / "train")
+    data = mri.SliceDataset(volumes, "random", 1, 0.1, seed=0, augment=True)  # all samples are kept
+    shapes = set()
+    for data.epoch in range(6):
+        batches = list(mri.make_loader(data, 3, shuffle=True))
+        assert sum(len(b.kspace) for b in batches) == len(data)
+        for batch in batches:
+            image = mri.zero_filled(batch.kspace, batch.mask, batch.target.shape[-2:]).abs()
+            assert torch.allclose(image, batch.target, atol=1e-5 * float(image.max()))
+            shapes.add(tuple(batch.kspace.shape[1:]))
+    assert len(shapes) > 6 and max(max(shape) for shape in shapes) <= 52
+    again = mri.SliceDataset(volumes, "random", 1, 0.1, seed=0, augment=True)
+    again.epoch = data.epoch
+    assert torch.equal(again[3].kspace, data[3].kspace)
+    plain = mri.SliceDataset(volumes, "random", 1, 0.1, augment=True)  # validation data stay as they are
+    assert torch.equal(plain[0].target, volumes[0].target(0))
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_vary_scan_keeps_the_image(swap, random):
+    """With nothing drawn but the swap the image is the same, transposed; a coarser one is the same, smaller."""
+
+    class Fixed:
+        def __init__(self, *numbers):
+            self.numbers = list(numbers)
+
+        def rand(self):
+            return self.numbers.pop(0)
+
+        def uniform(self, low, high):
+            return self.numbers.pop(0) if self.numbers else low
+
+        def standard_normal(self, shape):
+            return np.zeros(shape)
+
+    y, x = torch.linspace(-1, 1, 24), torch.linspace(-1, 1, 32)
+    image = torch.exp(-8 * ((y[:, None] - 0.2) ** 2 + (x - 0.1) ** 2)) + 0j
+    acquired = torch.ones(32, dtype=torch.bool)
+    for share in (1.0, 0.75):
+        common, own = Fixed(0.0 if swap else 0.9, share), Fixed(0.9, 0.9)
+        kspace, kept, size = mri.vary_scan(mri.fft2c(image), acquired, (24, 28), 1.0, common, own)
+        expected = mri.ifft2c(mri.center_crop(mri.fft2c(image), (round(24 * share), round(32 * share)))) * share
+        expected = mri.center_crop(expected, (round(24 * share), round(28 * share)))
+        expected = expected.mT if swap else expected
+        assert size == tuple(expected.shape) and kept.all() and len(kept) == kspace.shape[-1]
+        assert torch.allclose(mri.center_crop(mri.ifft2c(kspace), size), expected, atol=1e-5)
+        assert float(expected.abs().max()) == pytest.approx(1, abs=0.03)
