@@ -1344,7 +1344,7 @@ def wavelet_transform(x: Tensor, wavelet: str = "db4", levels: int = 3, inverse:
     """
     low = torch.tensor(choose(WAVELETS, wavelet, "wavelet"), dtype=x.dtype, device=x.device)
     high = low.flip(0).clone()
-    high[::2] *= -1
+    high[1::2] *= -1
     # A level maps neighbouring pairs of pixels to (average, detail), by one 2x2 matrix for each pair that
     # the filters reach.
     matrices = torch.stack([low, high], dim=1).unflatten(0, (-1, 2))
@@ -1431,7 +1431,6 @@ def low_rank(
     """
     measured, scale = _unit_scale(kspace, weight, "low rank")
     image = ifft2c(measured)
-    tiny = torch.finfo(scale.dtype).tiny
     # G depends on the distance of two samples of the window only: it is read off Fourier transforms.
     height, width = sizes = kspace.shape[-2:]
     samples = torch.cartesian_prod(*(torch.arange(min(window, n), device=kspace.device) for n in sizes))
@@ -1442,7 +1441,7 @@ def low_rank(
         products = _parts(image)[:, None] * _parts(image)  # real and imaginary part, times either
         gram = torch.fft.fft2(products.sum(2)).flatten(-2)[..., distance].movedim((0, 1), (-4, -2))
         values, vectors = torch.linalg.eigh(gram.flatten(-2).flatten(-3, -2))
-        least = floor * values[..., -1:].clamp(min=tiny) if least is None else least
+        least = (floor * values[..., -1:]).clamp(min=1e-12) if least is None else least  # 1e-12: an empty slice
         inverse = vectors / (values.clamp(min=0) + least)[..., None, :] @ vectors.mH
         inverse = inverse.unflatten(-2, (2, -1)).unflatten(-1, (2, -1)).movedim((-4, -2), (0, 1)).flatten(-2)
         filters = inverse.new_zeros((*inverse.shape[:-1], height * width))
@@ -1469,9 +1468,10 @@ def _conjugate_gradients(normal: Callable[[Tensor], Tensor], right: Tensor, x: T
 
     residual = direction = right - normal(x)
     now, tiny = energy(residual, residual), torch.finfo(x.real.dtype).tiny
+    enough = 1e-12 * energy(right, right)  # beyond single precision, further steps would blow rounding errors up
     for _ in range(steps):
         change = normal(direction)
-        step = now / energy(direction, change).clamp(min=tiny)
+        step = (now > enough) * now / energy(direction, change).clamp(min=tiny)
         x, residual = x + step * direction, residual - step * change
         before, now = now, energy(residual, residual)
         direction = residual + now / before.clamp(min=tiny) * direction
