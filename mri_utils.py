@@ -4,7 +4,7 @@
     2 Masks                      which k-space samples were measured
     3 Volumes                    reading, writing and splitting files
     4 Demo scanner               simulated data in fastMRI's layout
-    5 Classical reconstruction   zero-filled, total variation
+    5 Classical reconstruction   zero-filled, total variation, wavelets, low rank
     6 Networks                   U-Net, data consistency
     7 Losses and metrics         fastMRI's definitions, confidence intervals
     8 Data set and training      slices, batches, checkpoints, parameters
@@ -1278,6 +1278,19 @@ def _gradient_adjoint(p: Tensor) -> Tensor:
     return x
 
 
+def _unit_scale(kspace: Tensor, weight: float, method: str) -> tuple[Tensor, Tensor]:
+    """The k-space divided by the largest magnitude of the zero-filled image, and that magnitude.
+
+    Raises:
+        BadInput: the weight is negative or not a number.
+    """
+    if not 0 <= weight < math.inf:
+        raise BadInput(f"{method} weight {weight}: give a number of at least 0")
+    scale = ifft2c(kspace).abs().amax((-2, -1), keepdim=True)
+    scale = scale.clamp(min=torch.finfo(scale.dtype).tiny)  # an empty slice stays empty
+    return kspace / scale, scale
+
+
 def total_variation(kspace: Tensor, mask: Tensor, weight: float = 0.01, iterations: int = 300) -> Tensor:
     """Total-variation reconstruction: argmin_x 1/2 |M F x - y|^2 + weight * s * TV(x).
 
@@ -1294,10 +1307,7 @@ def total_variation(kspace: Tensor, mask: Tensor, weight: float = 0.01, iteratio
     Returns:
         (..., H, W) complex image.
     """
-    if not weight >= 0:
-        raise BadInput(f"total variation weight {weight}: give a number of at least 0")
-    scale = ifft2c(kspace).abs().amax((-2, -1), keepdim=True)
-    measured = kspace / scale
+    measured, scale = _unit_scale(kspace, weight, "total variation")
     # Step sizes whose product is below 1 / |gradient|^2 = 1/8. The dual variable is never larger than
     # the weight while the image is about 1, so that the primal step may be the larger by far.
     primal, dual_step = 30 / math.sqrt(8), 1 / 30 / math.sqrt(8)
@@ -1311,6 +1321,167 @@ def total_variation(kspace: Tensor, mask: Tensor, weight: float = 0.01, iteratio
         previous, image = image, ifft2c(spectrum)
         ahead = 2 * image - previous
     return image * scale
+
+
+# Low-pass filters of orthonormal wavelets: Haar's, and Daubechies' with four vanishing moments, which is
+# smoother (Daubechies 1988, Comm. Pure Appl. Math. 41).
+WAVELETS: dict[str, tuple[float, ...]] = {
+    "haar": (0.5**0.5, 0.5**0.5),
+    "db4": (
+        *(0.2303778133088965, 0.7148465705529157, 0.6308807679298589, -0.0279837694168599),
+        *(-0.1870348117190931, 0.0308413818355608, 0.0328830116668852, -0.0105974017850690),
+    ),
+}
+
+
+def wavelet_transform(x: Tensor, wavelet: str = "db4", levels: int = 3, inverse: bool = False) -> Tensor:
+    """Orthonormal periodic wavelet transform over the last two axes, or its inverse.
+
+    Each level turns a block into averages (top left) and three kinds of details, a quarter of its size
+    each; the next level goes on with the averages. An odd last row or column is left as it is, so that
+    the transform is orthonormal (the inverse is the adjoint) for every size. Mallat 1989, IEEE TPAMI 11(7).
+
+    Args:
+        x: (..., H, W), real or complex: the image, or the coefficients if inverse.
+        wavelet: a key of WAVELETS.
+        levels: how often the block is halved.
+    Returns:
+        the coefficients (or the image), same shape and dtype.
+    """
+    low = torch.tensor(choose(WAVELETS, wavelet, "wavelet"), dtype=x.dtype, device=x.device)
+    high = low.flip(0).clone()
+    high[1::2] *= -1
+    # A level maps neighbouring pairs of pixels to (average, detail), by one 2x2 matrix for each pair that
+    # the filters reach.
+    matrices = torch.stack([low, high], dim=1).unflatten(0, (-1, 2))
+
+    def along_rows(x: Tensor) -> Tensor:
+        if inverse:
+            pairs = x.unflatten(-1, (2, -1)).transpose(-2, -1)
+            return sum((pairs @ m.T).roll(j, -2) for j, m in enumerate(matrices)).flatten(-2)
+        pairs = x.unflatten(-1, (-1, 2))
+        return sum(pairs.roll(-j, -2) @ m for j, m in enumerate(matrices)).transpose(-2, -1).flatten(-2)
+
+    x = x.clone()
+    for level in sorted(range(levels), reverse=inverse):
+        h, w = ((n >> level) // 2 * 2 for n in x.shape[-2:])
+        if h and w:
+            rows = along_rows(x[..., :h, :w])
+            x[..., :h, :w] = along_rows(rows.transpose(-2, -1)).transpose(-2, -1)
+    return x
+
+
+def wavelet(
+    kspace: Tensor,
+    mask: Tensor,
+    weight: float = 0.001,
+    iterations: int = 200,
+    wavelet: str = "haar",
+    levels: int = 3,
+    shifts: bool = True,
+) -> Tensor:
+    """Wavelet-sparse reconstruction: argmin_x 1/2 |M F x - y|^2 + weight * s * |W x|_1.
+
+    W is wavelet_transform, s the largest magnitude of the zero-filled image. Solved by FISTA (Beck and
+    Teboulle 2009, SIAM J. Imaging Sci. 2(1)): a step towards the data, then soft-thresholding of the
+    coefficients. For MRI: Lustig et al. 2007, MRM 58(6).
+
+    Args:
+        kspace: (..., H, W) complex, zero where not measured.
+        mask: bool, broadcastable to kspace.
+        weight: of the coefficients' magnitudes; larger is smoother. Tune it on training data.
+        iterations: FISTA steps, each one pair of FFTs and of wavelet transforms.
+        wavelet, levels: of wavelet_transform.
+        shifts: shift the grid of the wavelets at random in every step (cycle spinning: Coifman and Donoho
+            1995). The objective is then followed on average only, but the blocks of a fixed grid vanish.
+    Returns:
+        (..., H, W) complex image.
+    """
+    measured, scale = _unit_scale(kspace, weight, "wavelet")
+    random = torch.Generator().manual_seed(0)  # the same input gives the same image
+    image = ahead = ifft2c(measured)
+    momentum = 1.0
+    for _ in range(iterations):
+        shift = torch.randint(2**levels, (2,), generator=random).tolist() if shifts else [0, 0]
+        x = ifft2c(torch.where(mask, measured, fft2c(ahead))).roll(shift, (-2, -1))
+        coefficients = wavelet_transform(x, wavelet, levels)
+        coefficients = coefficients * (1 - weight / coefficients.abs().clamp(min=max(weight, 1e-12)))
+        x = wavelet_transform(coefficients, wavelet, levels, inverse=True).roll([-s for s in shift], (-2, -1))
+        momentum, last = (1 + math.sqrt(1 + 4 * momentum**2)) / 2, momentum
+        ahead, image = x + (last - 1) / momentum * (x - image), x
+    return image * scale
+
+
+def low_rank(
+    kspace: Tensor, mask: Tensor, weight: float = 0.001, iterations: int = 8, window: int = 15, floor: float = 0.002
+) -> Tensor:
+    """Structured low-rank completion of k-space: argmin_x 1/2 |M F x - y / s|^2 + weight / 2 * log det(G + e).
+
+    Take every window of the k-space of the image's gradient as one row of a matrix T, its real part's and
+    its imaginary part's side by side. T has low rank: edges are few, so that filters exist which
+    annihilate the gradient's k-space, and the phase is smooth, so that the two parts tell each other.
+    G = T^H T is small. Each iteration weights its eigenvectors by 1 / (eigenvalue + e), which is a weight
+    for every pixel's gradient, and solves the least squares that remain by conjugate gradients.
+    Edges: Ongie and Jacob 2017, IEEE TCI 3(4). Phase: Haldar 2014, IEEE TMI 33(3). Log-determinant by
+    reweighting: Mohan and Fazel 2012, JMLR 13. The objective never rises.
+
+    Args:
+        kspace: (..., H, W) complex, zero where not measured.
+        mask: bool, broadcastable to kspace.
+        weight: of the rank; larger trusts the measured samples less. Tune it on training data.
+        iterations: reweightings, of 50 conjugate-gradient steps each.
+        window: k-space samples per side.
+        floor: e, as a part of the largest eigenvalue for the zero-filled image.
+    Returns:
+        (..., H, W) complex image, in the units of the k-space.
+    """
+    measured, scale = _unit_scale(kspace, weight, "low rank")
+    image = ifft2c(measured)
+    # G depends on the distance of two samples of the window only: it is read off Fourier transforms.
+    height, width = sizes = kspace.shape[-2:]
+    samples = torch.cartesian_prod(*(torch.arange(min(window, n), device=kspace.device) for n in sizes))
+    rows, columns = (samples[:, None] - samples).unbind(-1)
+    distance = rows % height * width + columns % width
+    least = None
+    for _ in range(iterations):
+        products = _parts(image)[:, None] * _parts(image)  # real and imaginary part, times either
+        gram = torch.fft.fft2(products.sum(2)).flatten(-2)[..., distance].movedim((0, 1), (-4, -2))
+        values, vectors = torch.linalg.eigh(gram.flatten(-2).flatten(-3, -2))
+        least = (floor * values[..., -1:]).clamp(min=1e-12) if least is None else least  # 1e-12: an empty slice
+        inverse = vectors / (values.clamp(min=0) + least)[..., None, :] @ vectors.mH
+        inverse = inverse.unflatten(-2, (2, -1)).unflatten(-1, (2, -1)).movedim((-4, -2), (0, 1)).flatten(-2)
+        filters = inverse.new_zeros((*inverse.shape[:-1], height * width))
+        filters = filters.index_add_(-1, distance.flatten(), inverse).unflatten(-1, sizes)
+        pixels = weight * torch.fft.ifft2(filters, norm="forward").real[:, :, None]
+
+        def normal(x: Tensor, pixels: Tensor = pixels) -> Tensor:
+            return ifft2c(mask * fft2c(x)) + _gradient_adjoint(torch.complex(*(pixels * _parts(x)).sum(1)))
+
+        image = _conjugate_gradients(normal, ifft2c(measured), image, steps=50)
+    return image * scale
+
+
+def _parts(image: Tensor) -> Tensor:
+    """The gradient's real and imaginary part: (..., H, W) complex -> (2, 2, ..., H, W) real."""
+    return torch.view_as_real(_gradient(image)).movedim(-1, 0)
+
+
+def _conjugate_gradients(normal: Callable[[Tensor], Tensor], right: Tensor, x: Tensor, steps: int) -> Tensor:
+    """Solve normal(x) = right from a first guess, for each (H, W) by itself. Hestenes and Stiefel 1952."""
+
+    def energy(a: Tensor, b: Tensor) -> Tensor:
+        return (a.conj() * b).real.sum((-2, -1), keepdim=True)
+
+    residual = direction = right - normal(x)
+    now, tiny = energy(residual, residual), torch.finfo(x.real.dtype).tiny
+    enough = 1e-12 * energy(right, right)  # beyond single precision, further steps would blow rounding errors up
+    for _ in range(steps):
+        change = normal(direction)
+        step = (now > enough) * now / energy(direction, change).clamp(min=tiny)
+        x, residual = x + step * direction, residual - step * change
+        before, now = now, energy(residual, residual)
+        direction = residual + now / before.clamp(min=tiny) * direction
+    return x
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2156,7 +2327,7 @@ def copy_weights(checkpoint: str | Path, network: nn.Module) -> None:
         ) from error
 
 
-# What turns measured k-space into an image: the forward of every network, zero_filled, tv_method(weight).
+# What turns measured k-space into an image: the forward of every network, zero_filled, classical_method(name, weight).
 Method = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
 
 
@@ -2165,9 +2336,55 @@ def zero_filled(kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
     return center_crop(ifft2c(kspace), size)
 
 
+# The classical methods and the weights to try for each: see tune.
+CLASSICAL: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
+    "tv": (total_variation, (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008)),
+    "wavelet": (wavelet, (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008)),
+    "low_rank": (low_rank, (0.00001, 0.0001, 0.001, 0.01, 0.1)),
+}
+
+
+def classical_method(name: str, weight: float, **options: Any) -> Method:
+    """A method of CLASSICAL with a fixed weight (and options of its function), called like a network."""
+    function, _ = choose(CLASSICAL, name, "classical method")
+    return lambda kspace, mask, size: center_crop(function(kspace, mask, weight, **options), size)
+
+
 def tv_method(weight: float, iterations: int = 300) -> Method:
     """total_variation with a fixed weight, called like a network."""
-    return lambda kspace, mask, size: center_crop(total_variation(kspace, mask, weight, iterations), size)
+    return classical_method("tv", weight, iterations=iterations)
+
+
+@torch.inference_mode()
+def tune(
+    make_method: str | Callable[[float], Method],
+    train_set: SliceDataset,
+    weights: Sequence[float] = (),
+    slices: int = 16,
+    device: str = "cpu",
+) -> float:
+    """The weight with the highest mean SSIM on a few training slices.
+
+    Args:
+        make_method: a name of CLASSICAL, or a function that makes a method of a weight.
+        train_set: slices that the method is not scored on later.
+        weights: to choose from; by default those of CLASSICAL.
+        slices: how many, spread evenly over the set.
+        device: where to reconstruct.
+    """
+    if isinstance(make_method, str):
+        weights = weights or choose(CLASSICAL, make_method, "classical method")[1]
+        make_method = functools.partial(classical_method, make_method)
+    if not weights or min(slices, len(train_set)) < 1:
+        raise BadInput(f"tuning with {len(weights)} weights on {min(slices, len(train_set))} slices: give some of both")
+    picks = torch.linspace(0, len(train_set) - 1, min(slices, len(train_set))).long().tolist()
+    samples = [Sample.stack([train_set[i]]).to(device) for i in picks]
+
+    def quality(weight: float) -> float:
+        images = [reconstruct(make_method(weight), sample) for sample in samples]
+        return mean(ssim(s.target, image, float(s.maximum)) for s, image in zip(samples, images))
+
+    return max(weights, key=quality)
 
 
 def reconstruct(method: Method, batch: Sample, precision: str = "float32") -> Tensor:

@@ -232,22 +232,11 @@ its weight tuned on training slices only.
 
 
 # %%
-def tune_tv(train_set, settings, weights=(0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008), slices=16):
-    """The total-variation weight with the highest mean SSIM on a few training slices."""
-    picks = torch.linspace(0, len(train_set) - 1, min(slices, len(train_set))).long().tolist()
-    samples = [mri.Sample.stack([train_set[i]]).to(settings.device) for i in picks]
-
-    def quality(weight):
-        images = [mri.reconstruct(mri.tv_method(weight), sample) for sample in samples]
-        return mri.mean(mri.ssim(s.target, i, float(s.maximum)) for s, i in zip(samples, images))
-
-    return max(weights, key=quality)
-
-
-# %%
 def evaluate(settings, network, train_set, val_set):
     """Score zero filling, TV and the network on the validation volumes; also their images."""
-    weight = tune_tv(train_set, settings)
+    sampling = settings.mask, settings.acceleration, settings.center_fraction
+    tuning_set = mri.SliceDataset(train_set.volumes, *sampling, seed=settings.seed)
+    weight = mri.tune("tv", tuning_set, device=settings.device)
     print(f"total variation: weight {weight}, tuned on training slices")
     methods = {"zero_filled": mri.zero_filled, "tv": mri.tv_method(weight), settings.model: network.eval()}
     scores = {name: score(method, val_set, settings) for name, method in methods.items()}
