@@ -2296,7 +2296,7 @@ def load_model(checkpoint: str | Path) -> nn.Module:
         checkpoint: checkpoint.pt or best.pt of a run folder, or a file of checkpoints/.
     Returns:
         the network in evaluation mode on the CPU; its attribute `settings` holds all parameters that
-        it was trained with, `history` a row per epoch.
+        it was trained with, `history` a row per epoch, `seconds` the time of the training.
     Raises:
         BadInput: see read_checkpoint; or weights that do not fit the model that the file names.
     """
@@ -2310,6 +2310,7 @@ def load_model(checkpoint: str | Path) -> nn.Module:
             "it was written by another version, train again"
         ) from error
     network.settings, network.history = content["parameters"], content.get("history", [])
+    network.seconds = content.get("seconds", 0.0)
     return network.eval()
 
 
