@@ -1412,6 +1412,29 @@ def wavelet(
     return image * scale
 
 
+def _parts(image: Tensor) -> Tensor:
+    """The gradient's real and imaginary part: (..., H, W) complex -> (2, 2, ..., H, W) real."""
+    return torch.view_as_real(_gradient(image)).movedim(-1, 0)
+
+
+def _conjugate_gradients(normal: Callable[[Tensor], Tensor], right: Tensor, x: Tensor, steps: int) -> Tensor:
+    """Solve normal(x) = right from a first guess, for each (H, W) by itself. Hestenes and Stiefel 1952."""
+
+    def energy(a: Tensor, b: Tensor) -> Tensor:
+        return (a.conj() * b).real.sum((-2, -1), keepdim=True)
+
+    residual = direction = right - normal(x)
+    now, tiny = energy(residual, residual), torch.finfo(x.real.dtype).tiny
+    enough = 1e-12 * energy(right, right)  # beyond single precision, further steps would blow rounding errors up
+    for _ in range(steps):
+        change = normal(direction)
+        step = (now > enough) * now / energy(direction, change).clamp(min=tiny)
+        x, residual = x + step * direction, residual - step * change
+        before, now = now, energy(residual, residual)
+        direction = residual + now / before.clamp(min=tiny) * direction
+    return x
+
+
 def low_rank(
     kspace: Tensor, mask: Tensor, weight: float = 0.001, iterations: int = 8, window: int = 15, floor: float = 0.002
 ) -> Tensor:
@@ -1459,29 +1482,6 @@ def low_rank(
 
         image = _conjugate_gradients(normal, ifft2c(measured), image, steps=50)
     return image * scale
-
-
-def _parts(image: Tensor) -> Tensor:
-    """The gradient's real and imaginary part: (..., H, W) complex -> (2, 2, ..., H, W) real."""
-    return torch.view_as_real(_gradient(image)).movedim(-1, 0)
-
-
-def _conjugate_gradients(normal: Callable[[Tensor], Tensor], right: Tensor, x: Tensor, steps: int) -> Tensor:
-    """Solve normal(x) = right from a first guess, for each (H, W) by itself. Hestenes and Stiefel 1952."""
-
-    def energy(a: Tensor, b: Tensor) -> Tensor:
-        return (a.conj() * b).real.sum((-2, -1), keepdim=True)
-
-    residual = direction = right - normal(x)
-    now, tiny = energy(residual, residual), torch.finfo(x.real.dtype).tiny
-    enough = 1e-12 * energy(right, right)  # beyond single precision, further steps would blow rounding errors up
-    for _ in range(steps):
-        change = normal(direction)
-        step = (now > enough) * now / energy(direction, change).clamp(min=tiny)
-        x, residual = x + step * direction, residual - step * change
-        before, now = now, energy(residual, residual)
-        direction = residual + now / before.clamp(min=tiny) * direction
-    return x
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2337,9 +2337,9 @@ def zero_filled(kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
     return center_crop(ifft2c(kspace), size)
 
 
-# The classical methods and the weights to try for each: see tune.
+# The classical methods, and the weights that tune tries for each: wide enough for 4x and 8x, clean and noisy.
 CLASSICAL: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
-    "tv": (total_variation, (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008)),
+    "tv": (total_variation, (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)),
     "wavelet": (wavelet, (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008)),
     "low_rank": (low_rank, (0.00001, 0.0001, 0.001, 0.01, 0.1)),
 }
