@@ -629,17 +629,26 @@ class Volume:
         first, end = max(self.columns[0], int(filled[0])), min(self.columns[1], int(filled[-1]) + 1)
         return (column >= first) & (column < end)
 
-    def _read(self, key: str, index: int) -> np.ndarray:
-        if not 0 <= index < len(self):
+    def fingerprints(self) -> list[str]:
+        """A hash of each slice's central readout line: equal for copies under whatever name; "" for an empty one.
+
+        Only one line per slice is read, so that a folder of many gigabytes takes seconds.
+        """
+        lines = self._read("kspace", (..., self.shape[-2] // 2, slice(None)))
+        lines = np.ascontiguousarray(lines, np.complex64) + np.float32(0)  # + 0: a negative zero is a zero
+        return [hashlib.sha1(line.tobytes()).hexdigest() if line.any() else "" for line in lines]
+
+    def _read(self, key: str, index: Any) -> np.ndarray:
+        if isinstance(index, int) and not 0 <= index < len(self):
             raise BadInput(f"{self.path}: no slice {index}: choose one from 0 to {len(self) - 1}")
         try:
             with h5py.File(self.path, "r") as file:
                 return file[key][index]
         except (OSError, KeyError) as error:
             reason = f"{error}".splitlines()[0]
+            place = f"slice {index} of {key}" if isinstance(index, int) else key
             raise BadInput(
-                f"{self.path}: cannot read slice {index} of {key} ({reason}): the file is damaged, "
-                "copy or download it again"
+                f"{self.path}: cannot read {place} ({reason}): the file is damaged, copy or download it again"
             ) from error
 
 
@@ -835,23 +844,42 @@ def read_folder(folder: str | Path) -> list[Volume]:
     return volumes
 
 
+def find_leaks(train: Sequence[Volume], val: Sequence[Volume]) -> list[str]:
+    """Validation volumes that are in the training data too, one line each, whatever they are called.
+
+    Found by file name, by subject, and by the data themselves (Volume.fingerprints).
+    """
+    files = {volume.path.name for volume in train}
+    subjects = {volume.patient_id: volume.path for volume in train}
+    copies = {mark: (volume.path, s) for volume in train for s, mark in enumerate(volume.fingerprints()) if mark}
+    leaks = []
+    for volume in val:
+        same = [(s, *copies[mark]) for s, mark in enumerate(volume.fingerprints()) if mark in copies]
+        if volume.path.name in files:
+            leaks.append(f"{volume.path}: a file of this name is in the training data too: keep it on one side")
+        elif volume.patient_id in subjects:
+            leaks.append(
+                f"{volume.path}: subject {volume.patient_id!r} is in the training data too "
+                f"({subjects[volume.patient_id].name}): split by subject, or the score measures memory"
+            )
+        elif same:
+            leaks.append(
+                f"{volume.path}: slice {same[0][0]} is also slice {same[0][2]} of {same[0][1].name} in the training "
+                f"data ({len(same)} such slices): the same scan under another name, keep it on one side"
+            )
+    return leaks
+
+
 def check_split(train: Sequence[Volume], val: Sequence[Volume]) -> None:
-    """Raise BadInput if a subject or a file name is on both sides, or if a file has no reference."""
+    """Raise BadInput if a subject, a file name or a slice is on both sides, or if a file has no reference."""
     for volume in [*train, *val]:
         if volume.mask is not None:
             raise BadInput(
                 f"{volume.path}: an undersampled test file without reference: take it out of train/ and val/"
             )
-    files = {volume.path.name for volume in train}
-    subjects = {volume.patient_id: volume.path for volume in train}
-    for volume in val:
-        if volume.path.name in files:
-            raise BadInput(f"{volume.path}: a file of this name is in the training data too: keep it on one side")
-        if volume.patient_id in subjects:
-            raise BadInput(
-                f"{volume.path}: subject {volume.patient_id!r} is in the training data too "
-                f"({subjects[volume.patient_id].name}): split by subject, or the score measures memory"
-            )
+    leaks = find_leaks(train, val)
+    if leaks:
+        raise BadInput(leaks[0] + (f" (and {len(leaks) - 1} more files)" if leaks[1:] else ""))
 
 
 def split_by_subject(volumes: Sequence[Volume], val_share: float, seed: int = 0) -> tuple[list, list]:
@@ -861,6 +889,78 @@ def split_by_subject(volumes: Sequence[Volume], val_share: float, seed: int = 0)
     chosen = {subjects[i] for i in order[: max(1, round(val_share * len(subjects)))]}
     train = [v for v in volumes if v.patient_id not in chosen]
     return train, [v for v in volumes if v.patient_id in chosen]
+
+
+def find_centre(kspace: Tensor) -> tuple[int, int]:
+    """How many samples the largest of the k-space lies from where fft2c expects it: (rows, columns).
+
+    A few samples are normal (the echo is rarely exact). Half the matrix means that an fftshift is missing or ran
+    over the wrong axes.
+
+    Args:
+        kspace: (..., H, W) complex; leading axes (coils) are summed.
+    """
+    height, width = kspace.shape[-2:]
+    peak = int(kspace.abs().reshape(-1, height, width).sum(0).argmax())
+    return peak // width - height // 2, peak % width - width // 2
+
+
+def looks_interpolated(kspace: Tensor) -> bool:
+    """Whether the outer spectrum is empty: the image was enlarged (zero filling, DICOM interpolation).
+
+    Such data are less than they seem: of "4x" a part is the interpolation undone. Compares the outermost tenth of
+    either axis with the band at a third of it; noise alone fills both alike.
+
+    Args:
+        kspace: ([coils,] H, W) complex, only the columns that were acquired.
+    """
+    power = kspace.abs().square().reshape(-1, *kspace.shape[-2:]).sum(0)
+    for profile in (power.sum(0), power.sum(1)):
+        size = len(profile)
+        distance = (torch.arange(size) - size // 2).abs() / (size / 2)
+        outer, band = profile[distance > 0.9].mean(), profile[(distance > 0.25) & (distance < 0.4)].mean()
+        if outer < 1e-3 * band:  # scans: 0.05 and more; images enlarged twice: below 0.0006
+            return True
+    return False
+
+
+def looks_magnitude_only(kspace: Tensor) -> bool:
+    """Whether the k-space is Hermitian, k(-k) = conj k(k): it was computed from magnitude images.
+
+    Then half of it is redundant, and noise and phase are not those of a scan: scores come out too good
+    ("data crimes", Shimron et al. 2022, PNAS 119(13)).
+
+    Args:
+        kspace: ([coils,] H, W) complex.
+    """
+    image = ifft2c(kspace)
+    phase = image.square().sum().angle() / 2  # one constant phase makes no scan
+    return bool((image * torch.polar(torch.ones(()), -phase)).imag.norm() < 1e-3 * image.norm())
+
+
+def looks_noiseless(kspace: Tensor) -> bool:
+    """Whether the air in the image's corners is empty: simulated without noise, or masked afterwards."""
+    image = ifft2c(kspace).abs()
+    h, w = (max(n // 16, 1) for n in image.shape[-2:])
+    corners = torch.stack([image[..., i, j] for i in (slice(h), slice(-h, None)) for j in (slice(w), slice(-w, None))])
+    return bool(corners.mean() < 1e-5 * image.max())
+
+
+def volume_warnings(volume: Volume) -> list[str]:
+    """What is suspicious about a file's k-space, a line each, judged by its middle slice."""
+    kspace = volume.kspace(len(volume) // 2)
+    rows, columns = find_centre(kspace)
+    found = {
+        f"the largest sample lies {rows} rows and {columns} columns off the centre: fftshift over the last two axes": (
+            abs(rows) > kspace.shape[-2] / 8 or abs(columns) > kspace.shape[-1] / 8
+        ),
+        "the outer k-space is empty: interpolated images, the true matrix is smaller": (
+            looks_interpolated(kspace[..., volume.acquired(kspace)])
+        ),
+        "the k-space is Hermitian: made from magnitude images, not measured": looks_magnitude_only(kspace),
+        "the air is empty: simulated without noise, or masked": looks_noiseless(kspace),
+    }
+    return [text for text, true in found.items() if true]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1593,28 +1693,155 @@ def mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
-def bootstrap_interval(values: Sequence[float], repeats: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean (Efron 1979).
+def bootstrap_interval(
+    values: Sequence[float], repeats: int = 10_000, seed: int = 0, subjects: Sequence[Any] | None = None
+) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean, right for small samples as well.
+
+    The percentile interval (Efron 1979) of n values is too short: of 12 it holds the true mean 90 times of 100.
+    So it is stretched about the mean by sqrt(n / (n - 1)) t / z, which turns a normal interval into Student's
+    (after Hesterberg 2015, The American Statistician 69(4)). Very skewed values still get a little less.
 
     Args:
-        values: one figure per independent unit: a subject (or a volume, one per subject). For two
-            methods on the same subjects pass the differences: that is the paired interval.
+        values: one figure per volume. For two methods on the same volumes pass the differences: that is
+            the paired interval.
         repeats: resamples.
         seed: of the resampling.
+        subjects: to whom each value belongs, where that is not one value each: whole subjects are
+            resampled then, because two scans of one head are not two heads.
     Returns:
-        (low, high); both are the value itself where there is only one.
+        (low, high); both are the mean itself where there is only one subject.
     """
+    from scipy import stats
+
     values = np.asarray(values, float)
     if values.ndim != 1 or len(values) == 0:
         raise BadInput("a bootstrap interval needs at least one value")
-    rows = np.random.RandomState(seed).randint(len(values), size=(repeats, len(values)))
-    low, high = np.percentile(values[rows].mean(1), [2.5, 97.5])
+    _, unit = np.unique(np.arange(len(values)) if subjects is None else np.asarray(subjects), return_inverse=True)
+    sums, counts = np.bincount(unit, values), np.bincount(unit)
+    centre, n = float(values.mean()), len(sums)
+    if n == 1:
+        return centre, centre
+    rows = np.random.RandomState(seed).randint(n, size=(repeats, n))
+    tails = np.percentile(sums[rows].sum(1) / counts[rows].sum(1), [2.5, 97.5]) - centre
+    low, high = centre + tails * math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975)
     return float(low), float(high)
 
 
-def summarize(values: Sequence[float]) -> dict[str, Any]:
-    """{"mean": .., "ci95": [low, high]} of one figure per subject."""
-    return {"mean": float(np.mean(values)), "ci95": list(bootstrap_interval(values))}
+def summarize(values: Sequence[float], subjects: Sequence[Any] | None = None) -> dict[str, Any]:
+    """{"mean": .., "ci95": [low, high]} of one figure per volume; subjects as in bootstrap_interval."""
+    return {"mean": float(np.mean(values)), "ci95": list(bootstrap_interval(values, subjects=subjects))}
+
+
+def compare_paired(a: Sequence[float], b: Sequence[float], subjects: Sequence[Any] | None = None) -> dict[str, Any]:
+    """Is method a better than b? Both scored on the same volumes, in the same order.
+
+    Args:
+        a, b: a figure per volume.
+        subjects: as in bootstrap_interval.
+    Returns:
+        mean and ci95 of a - b; effect_size, Cohen's d_z = mean / standard deviation of the differences (None
+        where they do not vary); wilcoxon_p of the signed-rank test (Wilcoxon 1945), a cross-check that assumes
+        no distribution, with one mean difference per subject; n, the subjects.
+    """
+    from scipy import stats
+
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if a.shape != b.shape or a.ndim != 1:
+        raise BadInput(f"paired figures differ in number: {a.shape} and {b.shape}; score both on the same volumes")
+    summary = summarize(a - b, subjects)
+    _, unit = np.unique(np.arange(len(a)) if subjects is None else np.asarray(subjects), return_inverse=True)
+    difference = np.bincount(unit, a - b) / np.bincount(unit)
+    spread = float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
+    return summary | {
+        "effect_size": float(difference.mean() / spread) if spread else None,
+        "wilcoxon_p": float(stats.wilcoxon(difference).pvalue) if difference.any() else 1.0,
+        "n": len(difference),
+    }
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values corrected for their number (Holm 1979, Scandinavian Journal of Statistics 6(2)), in the same order."""
+    p = np.asarray(p_values, float)
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(stepped, 1)
+    return corrected.tolist()
+
+
+def _gaussian_ssim(x: Tensor, y: Tensor) -> float | None:
+    """scikit-image's SSIM of a whole sequence: 3-D Gaussian window (11 wide, sigma 1.5); needs 11 frames."""
+    from skimage.metrics import structural_similarity
+
+    peak = float(x.max())
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
+    return (
+        float(structural_similarity((x / peak).numpy(), (y / peak).numpy(), **options)) if min(x.shape) > 10 else None
+    )
+
+
+def _per_slice(score: Callable[[Tensor, Tensor], float]) -> Callable[[Tensor, Tensor], float]:
+    """The mean over slices, each slice taken for a volume of its own."""
+    return lambda x, y: mean(score(s[None], p[None]) for s, p in zip(x, y, strict=True))
+
+
+def _with_range(metric: Callable[..., float], span: Callable[[np.ndarray], float]) -> Callable[[Tensor, Tensor], float]:
+    """The metric with another data range than the largest value of the target."""
+    return lambda x, y: metric(x, y, float(span(x.numpy())))
+
+
+def _one_slice_psnr(x: Tensor, y: Tensor) -> float:
+    """PSNR slice by slice with the volume's maximum, then the mean of the decibels."""
+    return mean(psnr(s, p, float(x.max())) for s, p in zip(x, y, strict=True))
+
+
+# (metric, convention, who uses it, how: float64 volumes (slices, H, W) -> number)
+CONVENTIONS: list[tuple[str, str, str, Callable[[Tensor, Tensor], float | None]]] = [
+    ("ssim", "range: volume's maximum", "fastMRI", ssim),
+    ("ssim", "range: volume's max - min", "fastmri-reproducible-benchmark", _with_range(ssim, np.ptp)),
+    ("ssim", "range: each slice's maximum", "ResNet system", _per_slice(ssim)),
+    ("ssim", "range 2.0, images in 0..1", "super-resolution system", _with_range(ssim, lambda x: 2 * x.max())),
+    ("ssim", "3-D Gaussian window, range 1, sequence in 0..1", "cine system", _gaussian_ssim),
+    ("psnr", "range: volume's maximum", "fastMRI", psnr),
+    ("psnr", "range: volume's max - min", "fastmri-reproducible-benchmark", _with_range(psnr, np.ptp)),
+    ("psnr", "range: each slice's maximum, mean over slices", "fastMRI pull request 130, per slice", _per_slice(psnr)),
+    ("psnr", "range 1, images in 0..1, mean over slices", "scikit-image's default for floats", _one_slice_psnr),
+    ("psnr", "range 1, sequence in 0..1", "cine system", psnr),
+    ("nmse", "whole volume", "fastMRI", nmse),
+    ("nmse", "mean over slices", "fastMRI pull request 130, per slice", _per_slice(nmse)),
+]  # fmt: skip
+
+
+def metric_conventions(target: Tensor, prediction: Tensor) -> list[dict[str, Any]]:
+    """One reconstruction scored under every convention that this book met.
+
+    Args:
+        target, prediction: (slices, H, W) real, in the same units.
+    Returns:
+        a row per convention: {"metric", "convention", "who", "value"}; the first of each metric is fastMRI's. The
+        3-D window needs 11 slices or frames: with fewer its value is None.
+    """
+    x, y = _volumes(target, prediction)
+    if x.ndim != 3:
+        raise BadInput(f"conventions are about volumes (slices, H, W), not {tuple(x.shape)}: add the axis of slices")
+    return [
+        {"metric": metric, "convention": convention, "who": who, "value": score(x, y)}
+        for metric, convention, who, score in CONVENTIONS
+    ]
+
+
+def find_shift(target: Tensor, image: Tensor) -> tuple[int, int]:
+    """By how many pixels (rows, columns) `image` is shifted against `target`: the peak of their correlation.
+
+    Args:
+        target, image: (..., H, W) real; leading axes (slices) are shifted alike.
+    """
+    x, y = _volumes(target, image)
+    spectrum = torch.fft.fft2(x - x.mean((-2, -1), keepdim=True)).conj() * torch.fft.fft2(y)
+    correlation = torch.fft.ifft2(spectrum).real.reshape(-1, *x.shape[-2:]).sum(0)
+    row, column = divmod(int(correlation.argmax()), x.shape[-1])
+    return tuple(p - n if p > n // 2 else p for p, n in zip((row, column), x.shape[-2:]))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1869,6 +2096,8 @@ def reconstruct_volume(
     device, size, precision = "cpu", 8, "float32"
     if settings is not None:
         device, size, precision = settings.device, settings.batch_size, settings.precision
+    if isinstance(method, nn.Module) and method.training:
+        raise BadInput("the network is in training mode, where dropout and batch statistics change it: call .eval()")
     chosen = [i for i, (v, _) in enumerate(dataset.slices) if v == volume]
     images, targets, seconds = [], [], 0.0
     for first in range(0, len(chosen), size):
@@ -2008,6 +2237,88 @@ def describe(settings: Any, train_set: SliceDataset, val_set: SliceDataset) -> s
     )
 
 
+def changed_parameters(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """name -> (in a, in b) of the parameters that make two runs different experiments.
+
+    An ablation that changes more than one of them shows nothing about either.
+    """
+    names = [name for name in {**a, **b} if name not in ("device", "workers", "resume", "out")]
+    return {name: (a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name)}
+
+
+def quality_warnings(scores: Mapping[str, tuple], val_set: SliceDataset) -> list[str]:
+    """What is suspicious about a run, one line each: the files, the masks, the scores, the images.
+
+    Args:
+        scores: as in summarize_run; with "zero_filled", every other method is held against it.
+        val_set: what was scored.
+    """
+    volumes, lines = val_set.volumes, []
+    found = [text for volume in volumes for text in volume_warnings(volume)]
+    lines += [f"{found.count(text)} of {len(volumes)} volumes: {text}" for text in dict.fromkeys(found)]
+    first = {v: i for i, (v, _) in reversed(list(enumerate(val_set.slices)))}  # of each volume
+    samples = [val_set[first[v]] for v in range(len(volumes))]
+    reached = mean(float(sample.acceleration) for sample in samples)
+    if not 0.9 < reached / val_set.acceleration < 1.1:
+        lines.append(f"asked for {val_set.acceleration:g}x, the masks keep {reached:.2f}x: state that number")
+    sampling = val_set.mask, val_set.size(0), val_set.acceleration, val_set.center_fraction
+    drawn = {sampling_mask(*sampling, seed=s).numpy().tobytes() for s in range(8)}
+    used = {tuple(sample.mask.shape): sample.mask for sample in samples}
+    if len(samples) > 2 and len(drawn) > 4 and all(s.mask.equal(used[tuple(s.mask.shape)]) for s in samples):
+        lines.append("one mask for all volumes: the figures hold for this mask only, draw one per volume")
+    for name, (rows, images, _) in scores.items():
+        for metric in ("ssim", "psnr") if name != "zero_filled" and "zero_filled" in scores else ():
+            ours, before = (mean(row[metric] for row in r) for r in (rows, scores["zero_filled"][0]))
+            if ours < before:
+                lines.append(f"{name}: {metric.upper()} below zero-filled ({ours:.4g} < {before:.4g}): labels swapped?")
+        shifts = [find_shift(sample.target, image[0]) for sample, image in zip(samples, images)]
+        moved = [shift for shift in shifts if shift != (0, 0)]
+        if moved:
+            lines.append(f"{name}: {len(moved)} of {len(shifts)} volumes shifted by {moved[0]} pixels: check fftshift")
+    return lines
+
+
+def summarize_reading(path: str | Path) -> dict[str, Any]:
+    """What a blinded reader preferred, from the file that the blinded-reading notebook saves.
+
+    Args:
+        path: JSON {"reader": .., "pairs": [{"volume", "slice", "left", "right": names of methods, "preferred":
+            "left", "right" or "none", "scores": {"left": {question: 1..5}, "right": {..}}}, ..]}; a pair
+            without "preferred" was not read yet.
+    Returns:
+        {"reader", "pairs": number read, "preference": {"A over B": {"mean": share of the decided pairs, "ci95":
+        Wilson's interval, "n": decided, "undecided"}}, "scores": {method: {question: mean}}}.
+    Raises:
+        BadInput: no such file, or not of this form.
+    """
+    from scipy import stats
+
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        pairs = [pair for pair in content["pairs"] if pair.get("preferred")]
+        preference, scores = {}, {}
+        for a, b in dict.fromkeys(tuple(sorted((pair["left"], pair["right"]))) for pair in pairs):
+            chosen = [pair.get(pair["preferred"]) for pair in pairs if {pair["left"], pair["right"]} == {a, b}]
+            wins, n = chosen.count(a), chosen.count(a) + chosen.count(b)
+            interval = stats.binomtest(wins, n).proportion_ci(method="wilson") if n else (0.0, 1.0)
+            preference[f"{a} over {b}"] = {
+                "mean": wins / n if n else None,
+                "ci95": [float(limit) for limit in interval],
+                "n": n,
+                "undecided": len(chosen) - n,
+            }
+        for pair in pairs:
+            for side, answers in pair.get("scores", {}).items():
+                for question, score in answers.items():
+                    scores.setdefault(pair[side], {}).setdefault(question, []).append(float(score))
+        means = {method: {q: mean(values) for q, values in asked.items()} for method, asked in scores.items()}
+        return {"reader": content["reader"], "pairs": len(pairs), "preference": preference, "scores": means}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(
+            f"{path}: no file of blinded readings ({error!r}): the notebook on reading writes one"
+        ) from error
+
+
 def summarize_run(
     scores: Mapping[str, tuple], val_set: SliceDataset, settings: Any, train_set: SliceDataset | None = None
 ) -> dict[str, Any]:
@@ -2024,7 +2335,11 @@ def summarize_run(
 
     def table(chosen: Sequence[int]) -> dict[str, Any]:
         return {
-            name: {metric: summarize([rows[name][i][metric] for i in chosen]) for metric in METRICS} for name in rows
+            name: {
+                metric: summarize([rows[name][i][metric] for i in chosen], [volumes[i].patient_id for i in chosen])
+                for metric in METRICS
+            }
+            for name in rows
         }
 
     *others, network = rows
@@ -2049,15 +2364,20 @@ def summarize_run(
         "per_acquisition": {kind: table([i for i in everything if volumes[i].acquisition == kind]) for kind in kinds},
         "paired": {
             f"{network} - {other}": {
-                metric: summarize([rows[network][i][metric] - rows[other][i][metric] for i in everything])
+                metric: compare_paired(
+                    *([row[metric] for row in rows[name]] for name in (network, other)),
+                    subjects=[volume.patient_id for volume in volumes],
+                )
                 for metric in METRICS
             }
             for other in others
         },
         "per_volume": {
-            volumes[i].path.name: {"acquisition": volumes[i].acquisition} | {name: rows[name][i] for name in rows}
+            volumes[i].path.name: {"acquisition": volumes[i].acquisition, "subject": volumes[i].patient_id}
+            | {name: rows[name][i] for name in rows}
             for i in everything
         },
+        "warnings": quality_warnings(scores, val_set),
         "seconds_per_slice": {name: seconds for name, (_, _, seconds) in scores.items()},
     }
 
@@ -2078,16 +2398,17 @@ def metrics_table(metrics: Mapping[str, Any], by_acquisition: bool = False) -> s
     lines = [
         f"{data['volumes']} {'simulated ' if data['simulated'] else ''}validation volumes of {data['subjects']} "
         f"subjects, effective acceleration {data['effective_acceleration']:.2f}; per volume, data range = "
-        "maximum of the volume; mean [95 % bootstrap interval over volumes]",
+        "maximum of the volume; mean [95 % bootstrap interval over subjects]",
         f"{'':24s}{'SSIM':24s}{'PSNR (dB)':24s}{'NMSE':24s}ms per slice",
     ]
     lines += [row(name, f, f"{1000 * speed[name]:.0f}") for name, f in metrics["methods"].items()]
     lines += [row(name, f) for name, f in metrics["paired"].items()]
     if data["subjects"] < data["volumes"]:
-        lines.append("Several volumes are of one subject: they are not independent, the intervals are too narrow.")
+        lines.append("Several volumes are of one subject: the intervals come from resampling whole subjects.")
     if by_acquisition:
         for kind, methods in metrics["per_acquisition"].items():
             lines += ["", kind, *(row("  " + name, f) for name, f in methods.items())]
+    lines += [f"warning: {text}" for text in metrics.get("warnings", ())]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -2297,12 +2618,9 @@ def hash_of(*parts: bytes) -> str:
 
 
 def describe_data(dataset: SliceDataset) -> dict[str, Any]:
-    """What a data set holds: counts, and a hash of the file names and of the middle slice of each file.
-
-    One slice of each file is read, so that the hash costs a fraction of an epoch even on fastMRI.
-    """
+    """What a data set holds: counts, and a hash of the file names and of Volume.fingerprints."""
     volumes = dataset.volumes
-    parts = (part for v in volumes for part in (v.path.name.encode(), v.kspace(len(v) // 2).numpy().tobytes()))
+    parts = (text.encode() for volume in volumes for text in (volume.path.name, *volume.fingerprints()))
     return {
         "volumes": len(volumes),
         "subjects": len({v.patient_id for v in volumes}),
@@ -2503,9 +2821,9 @@ def compare_runs(runs: Sequence[Run]) -> list[dict[str, str]]:
     Args:
         runs: finished runs; parameters that differ between them, beyond model, mask and seed, get a column.
     """
-    named = ("model", "mask", "acceleration", "center_fraction", "seed", "device", "workers", "resume", "out")
-    everything = {name for run in runs for name in run.parameters}
-    varied = [n for n in sorted(everything - set(named)) if len({str(run.parameters.get(n)) for run in runs}) > 1]
+    named = ("model", "mask", "acceleration", "center_fraction", "seed")
+    changed = [name for run in runs for name in changed_parameters(runs[0].parameters, run.parameters)]
+    varied = [name for name in dict.fromkeys(changed) if name not in named]
     sampling = lambda run: tuple(run.parameters[n] for n in ("mask", "acceleration", "center_fraction"))  # noqa: E731
     order = sorted(runs, key=lambda run: (sampling(run), run.network, run.parameters["seed"], run.folder.name))
     rows, digits_of = [], (("ssim", 3), ("psnr", 2), ("nmse", 4))

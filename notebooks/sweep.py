@@ -30,17 +30,16 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]  # this copy
 
 import torch  # noqa: E402
+from publish import publish  # noqa: E402
 
 import mri_utils as mri  # noqa: E402
 import train  # noqa: E402
-from publish import publish  # noqa: E402
 
 OWN = """
 jobs: int = 1  # runs at a time, each with its share of the cores
 out: str = "runs/sweep"  # folder for the run folders and the comparison
 """
 NAMED = ("model", "mask", "acceleration", "seed")  # always in a folder's name; others where they vary
-FREE = ("device", "workers", "resume", "out")  # may differ when a sweep goes on
 
 
 def combinations(values: dict[str, list], out: Path) -> dict[Path, dict[str, Any]]:
@@ -86,12 +85,9 @@ def is_finished(folder: Path, parameters: dict[str, Any]) -> bool:
         stored = mri.read_run(folder).parameters
     elif (folder / "checkpoint.pt").is_file():
         stored = mri.read_checkpoint(folder / "checkpoint.pt")["parameters"]
-    for name, value in parameters.items():
-        if stored is not None and name not in FREE and stored.get(name, value) != value:
-            raise mri.BadInput(
-                f"{folder}: holds a run with {name} {stored[name]!r}, not {value!r}: choose another --out"
-            )
-    return stored is not None and (folder / "metrics.json").is_file()
+    for name, (before, value) in mri.changed_parameters(stored, parameters).items() if stored else ():
+        raise mri.BadInput(f"{folder}: holds a run with {name} {before!r}, not {value!r}: choose another --out")
+    return (folder / "metrics.json").is_file()
 
 
 def check_all(runs: dict[Path, dict[str, Any]]) -> None:
