@@ -2852,7 +2852,9 @@ def show_table(rows: Sequence[Mapping[str, Any]], caption: str = "") -> None:
 
     def text(cell: Any) -> str:
         words = html.escape(str(cell))
-        return words.replace(" ", "&nbsp;") if len(words) < 32 else words  # figures stay in one line
+        if re.fullmatch(r"[-+.,\[\]\d ]+", words):
+            return words.replace(" ", "&nbsp;")  # figures stay in one line, and so do flags
+        return re.sub(r"(--\S+)", r'<span style="white-space: nowrap">\1</span>', words)
 
     def line(tag: str, cells: Iterable[Any]) -> str:
         first, *others = (text(cell) for cell in cells)

@@ -43,10 +43,10 @@ h2 {{ font-size: 1.3em; margin: 2em 0 .5em; border-bottom: 1px solid #ccc; }}
 h3 {{ font-size: 1.1em; margin: 1.5em 0 .5em; }}
 table {{ border-collapse: collapse; margin: .8em 0; font-variant-numeric: tabular-nums; font-size: .9em; }}
 caption {{ text-align: left; padding: .2em 0; color: #555; }}
-th, td {{ padding: .25em .9em .25em .2em; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top;
-         overflow-wrap: anywhere; }}
-thead th {{ border-bottom: 1.5px solid #555; overflow-wrap: normal; }}
+th, td {{ padding: .25em .9em .25em .2em; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }}
+thead th {{ border-bottom: 1.5px solid #555; }}
 tbody th {{ font-weight: normal; }}
+.output_html {{ overflow-x: auto; }}
 img {{ max-width: 100%; height: auto; }}
 pre, code {{ font: .88em/1.4 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; }}
 @page {{ size: A4; margin: 16mm 14mm; }}
@@ -55,7 +55,9 @@ pre, code {{ font: .88em/1.4 ui-monospace, Menlo, Consolas, monospace; white-spa
   h1, h2, h3, caption, .text_cell, .output_markdown p:last-child {{ break-after: avoid; }}
   img, tr, pre, p {{ break-inside: avoid; }}
   img {{ max-height: 88mm; }}
-  table {{ break-inside: avoid; width: 100%; }}
+  table {{ break-inside: avoid; width: 100%; font-size: .82em; }}
+  th, td {{ padding-right: .6em; }}
+  .output_html {{ overflow-x: visible; }}
   thead {{ display: table-header-group; }}
 }}
 </style>
@@ -79,11 +81,12 @@ def publish(name: str, target: Path, **parameters: Any) -> Path:
     Raises:
         BadInput: the notebook refused its input; nothing is written then.
     """
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # a stricter one would hide the figures
     try:
         notebook = papermill.execute_notebook(
             *(str(NOTEBOOKS[name]), None, parameters),
             **{"cwd": str(FOLDER), "progress_bar": False, "execution_timeout": 1800},
-            extra_arguments=["--log-level=ERROR"],  # else the kernel warns that it talks over TCP
+            extra_arguments=["--log-level=CRITICAL"],  # else the kernel tells that it talks over TCP and is stopped
         )
     except papermill.PapermillExecutionError as error:
         if error.ename != "BadInput":
