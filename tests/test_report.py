@@ -11,7 +11,9 @@ import sys
 import time
 from types import SimpleNamespace
 
+import h5py
 import nbformat
+import numpy as np
 import pytest
 
 import mri_utils as mri
@@ -309,7 +311,26 @@ def test_scoreboard_has_every_system_and_fills_a_row_from_its_run(tiny, tmp_path
     methods = json.loads((tmp_path / "challenge" / "metrics.json").read_text())["methods"]
     ssim = [methods[name]["ssim"]["mean"] for name in ("zero_filled", "unet")]
     assert text.count(f"SSIM {ssim[0]:.3f} to {ssim[1]:.3f}") == 2  # this row's convention is fastMRI's
-    assert "is another run: model unet, not resnet" in text and "not run yet" in text
+    assert "resnet_4x is another run: " in text or "resnet_4x cannot be the run of this command" in text
+    assert "not run yet" in text
+
+
+@pytest.mark.skipif("resnet" not in mri.MODELS, reason="train.py has no model resnet yet")
+def test_scoreboard_in_another_convention(tiny, tmp_path):
+    """SSIM with each slice's maximum as its range, by scikit-image on the stored reconstructions."""
+    metrics = pytest.importorskip("skimage.metrics")
+    words = ["--model", "resnet", "--acceleration", "4", "--center-fraction", "0.08", "--stages", "1x2"]
+    done = start(mri.ROOT / "train.py", "--data", tiny, *SMALL, *words, "--out", tmp_path / "resnet_4x")
+    assert done.returncode == 0, done.stderr
+    values = []
+    for volume in mri.read_folder(tiny / "val"):
+        with h5py.File(tmp_path / "resnet_4x" / "reconstructions" / volume.path.name) as file:
+            images = file["reconstruction"][()].astype(float)
+        targets = [volume.target(s).double().numpy() for s in range(len(volume))]
+        pairs = zip(targets, images)
+        values.append(np.mean([metrics.structural_similarity(t, x, data_range=t.max()) for t, x in pairs]))
+    assert publish("scoreboard", "--runs", tmp_path).returncode == 0
+    assert f" to {np.mean(values):.3f} " in text_of((tmp_path / "scoreboard.html").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", ["report", "comparison", "scoreboard"])
