@@ -2803,9 +2803,11 @@ def save_figure(figure: Any, path: str | Path) -> None:
 
 
 def interval(summary: Mapping[str, Any], digits: int = 3) -> str:
-    """What summarize returned, as "mean [low, high]"."""
+    """What summarize returned, as "mean [low, high]"; one subject has no interval."""
     low, high = summary["ci95"]
-    return f"{summary['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{summary['mean']:.{digits}f} " + (
+        f"[{low:.{digits}f}, {high:.{digits}f}]" if low < high else "(one subject)"
+    )
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
