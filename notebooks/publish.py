@@ -101,6 +101,8 @@ def as_page(notebook: nbformat.NotebookNode) -> str:
     """An executed notebook as one HTML page: text and outputs, no code, no script, nothing from a network."""
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
     exporter.exclude_anchor_links = True
+    # What shows nothing would part a heading from its figure on a printed page.
+    notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "markdown" or cell.get("outputs")]
     heading = title = notebook.cells[0].source.splitlines()[0].strip("# ")
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and cell.source.startswith("#"):

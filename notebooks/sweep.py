@@ -127,14 +127,15 @@ def sweep(runs: dict[Path, dict[str, Any]], jobs: int) -> list[str]:
     failed, done = [], len(runs) - len(waiting)
     # A fresh process per run: its peak memory is its own, and nothing leaks from run to run.
     options = {"max_tasks_per_child": 1, "mp_context": multiprocessing.get_context("spawn")}
-    with ProcessPoolExecutor(jobs, initializer=begin, initargs=(jobs,), **options) as pool:
-        tasks = {pool.submit(train_one, parameters): folder for folder, parameters in waiting.items()}
-        for task in as_completed(tasks):
-            done += 1
-            error = task.exception()
-            if error:
-                failed.append(f"{tasks[task]}: {type(error).__name__}: {error}")
-            print(f"{done}/{len(runs)} {tasks[task].name}{': failed' if error else ''}", flush=True)
+    pool = ProcessPoolExecutor(jobs, initializer=begin, initargs=(jobs,), **options)
+    tasks = {pool.submit(train_one, parameters): folder for folder, parameters in waiting.items()}
+    for task in as_completed(tasks):
+        done += 1
+        error = task.exception()
+        if error:
+            failed.append(f"{tasks[task].name}: {error or type(error).__name__}")
+        print(f"{done}/{len(runs)} {tasks[task].name}{': failed' if error else ''}", flush=True)
+    pool.shutdown()
     return failed
 
 
@@ -156,7 +157,8 @@ def main(words: list[str]) -> int:
     if finished:
         print(mri.format_table(mri.compare_runs(finished)))
         print(publish("comparison", out / "comparison.html", folder=os.path.relpath(out, mri.ROOT)))
-    print(*failed, sep="\n", end="", file=sys.stderr)
+    for line in failed:
+        print(f"sweep.py: failed: {line}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -166,4 +168,5 @@ if __name__ == "__main__":
     except mri.BadInput as error:
         sys.exit(f"sweep.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("sweep.py: interrupted; the same command goes on after the last full epoch of each run")
+        print("sweep.py: interrupted; the same command goes on after each run's last full epoch", file=sys.stderr)
+        os._exit(130)  # at once: the runs end when they find their sweep gone

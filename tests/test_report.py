@@ -85,7 +85,8 @@ def test_report_holds_the_numbers_of_metrics_json(run):
     assert len(figures) == 3 * (3 + 2 + 2 * 3)
     for summary, digits in figures:
         low, high = summary["ci95"]
-        assert f"{summary['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]" in text
+        interval = f"[{low:.{digits}f}, {high:.{digits}f}]" if low < high else "(one subject)"
+        assert f"{summary['mean']:.{digits}f} {interval}" in text
     source = run.metrics["provenance"]
     for name in ("commit", "finished", "torch", "numpy", "command", "validation_masks"):
         assert source[name] in text
@@ -263,6 +264,18 @@ def test_interrupted_sweep_gives_the_same_table(tiny, tmp_path):
     other = sweep(tiny, out, *words, "--lr", "0.001")
     assert other.returncode == 1 and "holds a run with lr 0.002, not 0.001" in other.stderr
     assert other.stderr.count("\n") == 1
+
+
+def test_a_failed_run_stops_no_other(tiny, tmp_path):
+    taken = tmp_path / "unet_random_4x_seed0"
+    taken.mkdir()
+    (taken / "thesis.doc").write_text("mine")
+    done = sweep(tiny, tmp_path, "--seed", "0", "1")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert taken.name in done.stderr and "holds files that are no run" in done.stderr
+    assert len(table(done.stdout)) == 4 and table(done.stdout)[-1].split()[4:6] == ["unet", "1"]
+    text = text_of((tmp_path / "comparison.html").read_text(encoding="utf-8"))
+    assert f"Not finished: {taken.name}" in text and (taken / "thesis.doc").read_text() == "mine"
 
 
 @pytest.mark.parametrize("words, named", [
