@@ -1,8 +1,13 @@
 # make demo      everything from nothing: install, simulate, train, evaluate, print the table
 # make test      all tests
 # make notebooks run the notebooks and store their outputs; write train.py from notebook 04
+# make report    a run folder as one HTML file:  make report RUN=runs/NAME
+# make sweep     several settings, then their comparison:  make sweep SWEEP="--mask random equispaced --jobs 2"
+# make scoreboard    what other systems claim, and what we measure
 PYTHON ?= python3
 BIN = .venv/bin
+RUN = runs/unet
+SWEEP = --acceleration 4 8 --center-fraction 0.08 0.04 --model unet magnitude_unet
 
 demo: setup
 	$(BIN)/python train.py --resume
@@ -14,6 +19,15 @@ test: setup
 notebooks: setup
 	$(BIN)/python notebooks/refresh.py
 
+report: setup
+	@$(BIN)/python notebooks/publish.py report --run "$(RUN)"
+
+sweep: setup
+	@$(BIN)/python notebooks/sweep.py $(SWEEP)
+
+scoreboard: setup
+	@$(BIN)/python notebooks/publish.py scoreboard
+
 setup: .venv/installed
 
 .venv/installed: requirements.txt pyproject.toml
@@ -21,4 +35,4 @@ setup: .venv/installed
 	$(BIN)/pip install --quiet -r requirements.txt
 	touch $@
 
-.PHONY: demo test notebooks setup
+.PHONY: demo test notebooks report sweep scoreboard setup

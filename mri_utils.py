@@ -21,10 +21,14 @@ Each section uses only the sections above it.
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
+import csv
 import difflib
 import functools
 import hashlib
+import html
+import importlib.metadata
 import inspect
 import io
 import itertools
@@ -2941,13 +2945,16 @@ def summarize_reading(path: str | Path) -> dict[str, Any]:
         ) from error
 
 
-def summarize_run(scores: Mapping[str, tuple], val_set: SliceDataset, settings: Any) -> dict[str, Any]:
+def summarize_run(
+    scores: Mapping[str, tuple], val_set: SliceDataset, settings: Any, train_set: SliceDataset | None = None
+) -> dict[str, Any]:
     """The content of metrics.json: means with intervals, in all and by acquisition, and every volume.
 
     Args:
         scores: method -> (a {metric: value} per volume, images, seconds per slice), the network last.
         val_set: what was scored.
         settings: all parameters.
+        train_set: what the network learned from, to be recorded in the provenance.
     """
     volumes = val_set.volumes
     rows = {name: rows for name, (rows, _, _) in scores.items()}
@@ -2965,15 +2972,19 @@ def summarize_run(scores: Mapping[str, tuple], val_set: SliceDataset, settings: 
     everything = range(len(volumes))
     kinds = sorted({v.acquisition for v in volumes})
     first = {v: i for i, (v, _) in reversed(list(enumerate(val_set.slices)))}  # of each volume
+    samples = [val_set[i] for i in first.values()]
     return {
         "parameters": dict(vars(settings)),
-        "provenance": provenance(),
+        "provenance": provenance()
+        | {"validation_masks": hash_of(*(sample.mask.numpy().tobytes() for sample in samples))}
+        | {"validation_data": describe_data(val_set)}
+        | ({"training_data": describe_data(train_set)} if train_set else {}),
         "data": {
             "volumes": len(volumes),
             "subjects": len({v.patient_id for v in volumes}),
             "slices": len(val_set),
             "simulated": all(bool(v.attributes.get("simulated")) for v in volumes),
-            "effective_acceleration": mean(float(val_set[i].acceleration) for i in first.values()),
+            "effective_acceleration": mean(float(sample.acceleration) for sample in samples),
         },
         "methods": table(everything),
         "per_acquisition": {kind: table([i for i in everything if volumes[i].acquisition == kind]) for kind in kinds},
@@ -2988,7 +2999,8 @@ def summarize_run(scores: Mapping[str, tuple], val_set: SliceDataset, settings: 
             for other in others
         },
         "per_volume": {
-            volumes[i].path.name: {"acquisition": volumes[i].acquisition} | {name: rows[name][i] for name in rows}
+            volumes[i].path.name: {"acquisition": volumes[i].acquisition, "subject": volumes[i].patient_id}
+            | {name: rows[name][i] for name in rows}
             for i in everything
         },
         "warnings": quality_warnings(scores, val_set),
@@ -3061,6 +3073,55 @@ def save_run(
     replace_file(folder / "metrics.json", lambda partial: partial.write_text(text))
 
 
+@dataclass(frozen=True)
+class Run:
+    """A finished run folder, as read_run opens it.
+
+    Attributes:
+        folder: the run folder.
+        metrics: metrics.json.
+        history: a row per epoch, from log.csv; empty where there is none.
+    """
+
+    folder: Path
+    metrics: dict
+    history: list[dict[str, float]]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of the run."""
+        return self.metrics["parameters"]
+
+    @property
+    def network(self) -> str:
+        """The name of the network among the methods: the last one."""
+        return list(self.metrics["methods"])[-1]
+
+
+def read_run(folder: str | Path) -> Run:
+    """Open a run folder that train.py has finished.
+
+    Raises:
+        BadInput: no such folder, the run is not finished, or its metrics.json is not train.py's.
+    """
+    folder = Path(folder)
+    path, log = folder / "metrics.json", folder / "log.csv"
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such run folder: train first (python train.py --out {folder})")
+    if not path.is_file():
+        raise BadInput(f"{folder}: no metrics.json in it: finish the run (python train.py --resume --out {folder})")
+    try:
+        metrics = json.loads(path.read_text())
+        missing = {"parameters", "provenance", "data", "methods", "per_volume"} - set(metrics)
+        if missing or not metrics["methods"]:
+            raise ValueError(f"no {', '.join(sorted(missing)) or 'method'} in it")
+        lines = csv.DictReader(log.read_text().splitlines()) if log.is_file() else []
+        history = [{name: float(value) for name, value in line.items()} for line in lines]
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"{folder}: its metrics.json or log.csv is not train.py's ({error}): train again") from error
+    return Run(folder, metrics, history)
+
+
 def _compare_volume(val_set: SliceDataset, index: int, images: Mapping[str, Sequence[Tensor]]) -> Any:
     """The middle slice of a volume by every method, titled with the volume's name."""
     volume = val_set.volumes[index]
@@ -3108,7 +3169,8 @@ def read_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
             if not known and type(value) in plain and name not in ("In", "Out"):
                 choose(values, name, "parameter")
     elif namespace["__name__"] == "__main__":
-        values = _command_line(namespace, kinds)
+        source = Path(namespace["__file__"]).read_text(encoding="utf-8")
+        values = vars(flag_parser(namespace["__doc__"], source).parse_args())
     return {name: _as_type(name, value, kinds[name]) for name, value in values.items()}
 
 
@@ -3132,42 +3194,100 @@ class _OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
 
 
-def _command_line(namespace: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, Any]:
-    """Flags made from the annotated assignments and their comments in the script's own text."""
-    source = Path(namespace["__file__"]).read_text(encoding="utf-8")
+def flag_parser(description: str, source: str, several: bool = False) -> argparse.ArgumentParser:
+    """A command line whose flags are the parameters of a notebook or script, faults told in one line.
+
+    Args:
+        description: what --help begins with.
+        source: text in which each parameter is a line such as `epochs: int = 10  # passes over the data`.
+        several: a flag takes one or more values, booleans as true or false, and has no default.
+    """
     parser = _OneLineParser(
-        description=namespace["__doc__"],
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         usage="%(prog)s [--flag value ...]",
     )
-    for name, kind in kinds.items():
-        found = re.search(rf"^{name}: {kind} = .*?  # (.*)$", source, re.MULTILINE)
-        text = (found[1] if found else "").replace("%", "%%") + f" (default: {namespace[name]})"
-        options: dict[str, Any] = {"default": namespace[name], "help": text}
-        if kind == "bool":
+    add_flags(parser, source, several)
+    return parser
+
+
+def add_flags(parser: argparse.ArgumentParser, source: str, several: bool = False) -> None:
+    """Add more flags to a flag_parser, whose arguments these are."""
+    pattern = r"^(\w+): (int|float|str|bool) = (.*?)(?:  # (.*))?$"
+    for name, kind, value, text in re.findall(pattern, source, re.MULTILINE):
+        default = ast.literal_eval(value)
+        options: dict[str, Any] = {"help": text.replace("%", "%%") + f" (default: {default})", "default": default}
+        if kind == "bool" and not several:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options |= {"type": {"int": int, "float": float, "str": str}[kind], "metavar": kind.upper()}
+            kinds = {"int": int, "float": float, "str": str, "bool": _true_or_false}
+            options |= {"type": kinds[kind], "metavar": kind.upper()}
+        if several:
+            options |= {"nargs": "+", "default": argparse.SUPPRESS}
         parser.add_argument("--" + name.replace("_", "-"), **options)
-    return vars(parser.parse_args())
+
+
+def _true_or_false(word: str) -> bool:
+    """A flag's word as a bool; argparse tells the fault."""
+    if word.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
+    return word.lower() == "true"
+
+
+def hash_of(*parts: bytes) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of all parts: equal for equal content."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()[:16]
+
+
+def describe_data(dataset: SliceDataset) -> dict[str, Any]:
+    """What a data set holds: counts, and a hash of the file names and of Volume.fingerprints."""
+    volumes = dataset.volumes
+    parts = (text.encode() for volume in volumes for text in (volume.path.name, *volume.fingerprints()))
+    return {
+        "volumes": len(volumes),
+        "subjects": len({v.patient_id for v in volumes}),
+        "slices": len(dataset),
+        "hash": hash_of(*parts),
+    }
+
+
+def peak_memory() -> dict[str, int]:
+    """The most memory that this process has held so far, in MiB: main memory, and the GPU's if it has one."""
+    memory = {}
+    if sys.platform != "win32":  # which has no such counter
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on a Mac, else KiB
+        memory["main"] = peak // 2**20 if sys.platform == "darwin" else peak // 2**10
+    if torch.cuda.is_available():
+        memory["gpu"] = torch.cuda.max_memory_allocated() // 2**20
+    return memory
 
 
 def provenance() -> dict[str, Any]:
-    """Where a result comes from: commit, versions, machine."""
+    """Where a result comes from: commit, versions, machine, the most memory used."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else ""
 
+    packages = ("h5py", "matplotlib", "scikit-image", "scipy")
+    commit = git("rev-parse", "HEAD")
     return {
-        "commit": git("rev-parse", "HEAD") or "unknown",
-        "clean": git("status", "--porcelain") == "",
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        "commit": commit or "unknown",
+        "clean": bool(commit) and git("status", "--porcelain") == "",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
         "threads": torch.get_num_threads(),
+        "peak_memory_mib": peak_memory(),
         "command": " ".join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
     }
 
@@ -3295,6 +3415,7 @@ def show_curves(history: Sequence[Mapping[str, float]]) -> Any:
     for axis, (key, name) in zip(axes, names.items()):
         axis.plot([row["epoch"] for row in history], [row[key] for row in history], ".-")
         axis.set(xlabel="epoch", title=name)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     return figure
 
@@ -3305,6 +3426,73 @@ def save_figure(figure: Any, path: str | Path) -> None:
 
     replace_file(path, lambda partial: figure.savefig(partial, format="png", dpi=100))
     plt.close(figure)
+
+
+def interval(summary: Mapping[str, Any], digits: int = 3) -> str:
+    """What summarize returned, as "mean [low, high]"; one subject has no interval."""
+    low, high = summary["ci95"]
+    return f"{summary['mean']:.{digits}f} " + (
+        f"[{low:.{digits}f}, {high:.{digits}f}]" if low < high else "(one subject)"
+    )
+
+
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as a table of text, the keys as its head."""
+    lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)] if rows else []
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in lines)
+
+
+def compare_runs(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Rows of the table that compares runs: under each mask the methods that learn nothing, then the networks.
+
+    Args:
+        runs: finished runs; parameters that differ between them, beyond model, mask and seed, get a column.
+    """
+    named = ("model", "mask", "acceleration", "center_fraction", "seed")
+    changed = [name for run in runs for name in changed_parameters(runs[0].parameters, run.parameters)]
+    varied = [name for name in dict.fromkeys(changed) if name not in named]
+    sampling = lambda run: tuple(run.parameters[n] for n in ("mask", "acceleration", "center_fraction"))  # noqa: E731
+    order = sorted(runs, key=lambda run: (sampling(run), run.network, run.parameters["seed"], run.folder.name))
+    rows, digits_of = [], (("ssim", 3), ("psnr", 2), ("nmse", 4))
+    for number, run in enumerate(order):
+        fresh = number == 0 or sampling(run) != sampling(order[number - 1])
+        for method in run.metrics["methods"] if fresh else [run.network]:
+            mask, factor, fraction = sampling(run)
+            own = run.parameters if method == run.network else {}
+            rows.append(
+                {"mask": mask, "acceleration": f"{factor:g}x ({run.metrics['data']['effective_acceleration']:.2f})"}
+                | {"centre": f"{fraction:g}", "method": method, "seed": str(own.get("seed", ""))}
+                | {name: str(own.get(name, "")) for name in varied}
+                | {name.upper(): interval(run.metrics["methods"][method][name], digits) for name, digits in digits_of}
+            )
+    return rows
+
+
+def show_table(rows: Sequence[Mapping[str, Any]], caption: str = "") -> None:
+    """Display rows with the same keys as an HTML table; where no HTML is drawn, as text.
+
+    Args:
+        rows: a mapping per row; the keys of the first are the head. Values are shown by str and escaped.
+        caption: a line above the table.
+    """
+    from IPython.display import display
+
+    def text(cell: Any) -> str:
+        words = html.escape(str(cell))
+        if re.fullmatch(r"[-+.,\[\]\d ]+", words):
+            return words.replace(" ", "&nbsp;")  # figures stay in one line, and so do flags
+        return re.sub(r"(--\S+)", r'<span style="white-space: nowrap">\1</span>', words)
+
+    def line(tag: str, cells: Iterable[Any]) -> str:
+        first, *others = (text(cell) for cell in cells)
+        return f"<tr><th>{first}</th>{''.join(f'<{tag}>{cell}</{tag}>' for cell in others)}</tr>"
+
+    body = "".join(line("td", row.values()) for row in rows)
+    head = line("th", rows[0]) if rows else ""
+    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    table = f"<table>{title}<thead>{head}</thead><tbody>{body}</tbody></table>"
+    display({"text/html": table, "text/plain": f"{caption}\n{format_table(rows)}".strip()}, raw=True)
 
 
 def show_file(path: str | Path) -> None:
