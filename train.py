@@ -240,7 +240,7 @@ def evaluate(settings, network, train_set, val_set):
     print(f"total variation: weight {weight}, tuned on training slices")
     methods = {"zero_filled": mri.zero_filled, "tv": mri.tv_method(weight), settings.model: network.eval()}
     scores = {name: score(method, val_set, settings) for name, method in methods.items()}
-    metrics = mri.summarize_run(scores, val_set, settings)
+    metrics = mri.summarize_run(scores, val_set, settings, train_set)
     metrics["tv_weight"] = weight
     return metrics, {name: images for name, (_, images, _) in scores.items()}
 
@@ -280,7 +280,7 @@ def run(**changes):
     network, state = train(settings, train_set, val_set)
     metrics, images = evaluate(settings, network, train_set, val_set)
     metrics |= {"train_seconds": state.seconds, "parameters_count": mri.count_parameters(network)}
-    metrics["warnings"] = mri.training_warnings(state.history)
+    metrics["warnings"] += mri.training_warnings(state.history)
     mri.save_run(settings.out, metrics, images, val_set, state.history)
     print(mri.metrics_table(metrics), f"All of it, with figures: {settings.out}", sep="\n")
     return metrics
