@@ -2355,6 +2355,11 @@ def mask_image(mask: Tensor, size: Sequence[int]) -> Tensor:
     return mask.expand(tuple(size)).float()
 
 
+def psf_image(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """A mask's point-spread function as a picture (H, W): 1 at the peak, 0 at 50 dB below it and less."""
+    return 1 + (20 * torch.log10(point_spread(mask, size) + 1e-6) / 50).clamp(min=-1)
+
+
 def mask_title(kind: str, mask: Tensor) -> str:
     """The name of a mask and the number that every mask figure must print."""
     return f"{kind}, effective {effective_acceleration(mask):.2f}x"
