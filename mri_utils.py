@@ -1,6 +1,6 @@
 """Everything that two notebooks of this book share, in reading order.
 
-    1 Fourier                    centred orthonormal transforms, crop, coil combination
+    1 Fourier                    centred orthonormal transforms, on the grid and off it, crop, coil combination
     2 Masks                      which k-space samples were measured
     3 Volumes                    reading, writing and splitting files
     4 Demo scanner               simulated data in fastMRI's layout
@@ -29,6 +29,7 @@ import functools
 import hashlib
 import html
 import importlib.metadata
+import importlib.util
 import inspect
 import io
 import itertools
@@ -142,6 +143,54 @@ def crop_readout(kspace: Tensor, height: int) -> Tensor:
         return kspace
     hybrid = _centred(torch.fft.ifftn, kspace, (-2,))
     return _centred(torch.fft.fftn, center_crop(hybrid, (height, kspace.shape[-1])), (-2,))
+
+
+def nufft(image: Tensor, trajectory: Tensor) -> Tensor:
+    """k-space of an image at any points, on the grid or off it: a non-uniform Fourier transform.
+
+    By finufft where it is installed (`pip install finufft`), else by the sum itself: the same numbers,
+    but some ten times slower. Barnett, Magland and af Klinteberg 2019, SIAM J. Sci. Comput. 41(5).
+
+    Args:
+        image: (H, W) complex.
+        trajectory: (..., 2) float, row and column of each point in cycles per field of view, DC at 0:
+            at whole numbers fft2c has the same samples. |row| <= H / 2, |column| <= W / 2.
+    Returns:
+        samples (...) complex64, in the scale of fft2c.
+    """
+    return _nufft(image, trajectory, image.shape, adjoint=False).reshape(trajectory.shape[:-1])
+
+
+def nufft_adjoint(samples: Tensor, trajectory: Tensor, size: Sequence[int]) -> Tensor:
+    """The adjoint of nufft: samples (...) at trajectory (..., 2) -> image `size` = (H, W), complex64.
+
+    No inverse: points that lie close together count double. Weigh the samples by the area of k-space that
+    each stands for (density compensation) before, or solve for the image.
+    """
+    return _nufft(samples, trajectory, size, adjoint=True)
+
+
+def _nufft(values: Tensor, trajectory: Tensor, size: Sequence[int], adjoint: bool) -> Tensor:
+    """nufft and nufft_adjoint; the phases in float64, because their rounding would limit the accuracy."""
+    points = trajectory.reshape(-1, 2).double() * (2 * math.pi / torch.tensor(size))  # radians per pixel
+    scale = math.sqrt(size[0] * size[1])
+    if importlib.util.find_spec("finufft"):
+        import finufft
+
+        y, x = points.T.contiguous().numpy()
+        options = {"eps": 1e-7, "isign": 1 if adjoint else -1, "nthreads": torch.get_num_threads()}
+        data = values.to(torch.complex128).numpy()
+        if adjoint:
+            result = finufft.nufft2d1(y, x, data.ravel(), tuple(size), **options)
+        else:
+            result = finufft.nufft2d2(y, x, np.ascontiguousarray(data), **options)
+        return torch.from_numpy(result / scale).to(torch.complex64)
+    pixels = [torch.arange(n) - n // 2 for n in size]
+    rows, columns = (torch.exp(-1j * points[:, i, None] * pixels[i]).to(torch.complex64) for i in (0, 1))
+    values = values.to(torch.complex64)
+    if adjoint:
+        return (rows.conj() * values.reshape(-1, 1)).mT @ columns.conj() / scale
+    return ((rows @ values) * columns).sum(-1) / scale
 
 
 # --------------------------------------------------------------------------------------------------
@@ -538,6 +587,62 @@ MASKS: dict[str, Callable] = {
 }
 _KINDS_OWN_CENTER = ("radial", "spiral", "low_pass")  # a dense centre by geometry: they ignore center_fraction
 _KINDS_2D = ("gaussian_2d", "poisson_disc", *_KINDS_OWN_CENTER)
+_KINDS_WHOLE_STEP = ("equispaced", "magic", "magic_fraction", "grappa")  # a grid of every n-th line, n whole
+
+
+def matched_sampling(kind: str, effective: float, center_fraction: float) -> tuple[float, float]:
+    """The acceleration and centre with which a kind keeps one in `effective` samples, centre included.
+
+    Most kinds count the centre, so their acceleration is `effective` itself. Grids of a whole step s
+    do not come in any size, but their centre does: a centre c and every s-th line outside it keep
+    c + (1 - c) / s of the lines. Solved for c; the step whose c is nearest to the one asked for is taken.
+
+    Args:
+        kind: a key of MASKS.
+        effective: effective acceleration that is wanted, at least 1.
+        center_fraction: share of k-space that is wanted as centre, below 1 / effective.
+
+    Returns:
+        (acceleration, center_fraction), to be passed to sampling_mask or train.py.
+
+    Raises:
+        BadInput: unknown kind, or numbers that no mask can have.
+    """
+    choose(MASKS, kind, "mask kind")
+    _check_numbers(effective, center_fraction)
+    if center_fraction * effective > 1:
+        raise BadInput(
+            f"acceleration {effective} is impossible with center_fraction {center_fraction}: "
+            f"use at most {math.floor(100 / center_fraction) / 100:g} or lower that"
+        )
+    if kind not in _KINDS_WHOLE_STEP:
+        return float(effective), center_fraction
+
+    def center(step: int) -> float:
+        return (1 / effective - 1 / step) / (1 - 1 / step)
+
+    first = math.floor(effective) + 1  # smaller steps alone keep too many lines
+    step = min(range(first, 8 * first), key=lambda s: abs(center(s) - center_fraction))
+    # magic_fraction takes the share of centre and grid together and finds the step itself
+    reached = max(1.0, 1 / (center(step) + 1 / step))
+    return reached if kind == "magic_fraction" else float(step), center(step)
+
+
+def point_spread(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """|Point-spread function| of a mask: what zero filling makes of a single bright pixel in the middle.
+
+    Args:
+        mask: bool, broadcastable to size.
+        size: (H, W) of the k-space.
+
+    Returns:
+        (H, W) float32, 1 at the peak [H // 2, W // 2].
+
+    Source: Lustig 2007.
+    """
+    spread = ifft2c(mask.expand(tuple(size)).to(torch.complex64)).abs()
+    return spread / spread.max()
+
 
 # --------------------------------------------------------------------------------------------------
 # 3 Volumes: reading, writing, splitting
@@ -3315,6 +3420,11 @@ def log_magnitude(kspace: Tensor) -> Tensor:
 def mask_image(mask: Tensor, size: Sequence[int]) -> Tensor:
     """A mask as a picture of k-space (H, W); 1-D masks become vertical lines."""
     return mask.expand(tuple(size)).float()
+
+
+def psf_image(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """A mask's point-spread function as a picture (H, W): 1 at the peak, 0 at 50 dB below it and less."""
+    return 1 + (20 * torch.log10(point_spread(mask, size) + 1e-6) / 50).clamp(min=-1)
 
 
 def mask_title(kind: str, mask: Tensor) -> str:

@@ -17,7 +17,7 @@ NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 TRAINING = FOLDER / "04_train_unet.ipynb"
 # values that make a notebook's parameters small, where its parameters cell has them
 SMALL = {"epochs": 1, "features": 4, "levels": 2, "train_slices": 4}
-PLACES = {"volume_number": 1, "slice_number": 1, "slices_per_acceleration": 4}
+PLACES = {"volume_number": 1, "slice_number": 1, "slices_per_acceleration": 4, "val_slices": 4, "matrix": 48}
 
 
 def execute(path, folder, **parameters):
