@@ -879,7 +879,7 @@ TISSUES = {
     "vessel": (1200, 50, 0.02),
 }
 # Repetition, echo and inversion time in ms. FLAIR inverts first and waits until CSF passes through zero.
-SEQUENCES = {
+SEQUENCES: dict[str, dict[str, Any]] = {
     "T1w": dict(tr=500, te=12, ti=None),
     "T2w": dict(tr=5000, te=100, ti=None),
     "PD": dict(tr=3500, te=15, ti=None),
@@ -973,7 +973,11 @@ def _random_places(rng: np.random.Generator, allowed: np.ndarray, count: int) ->
 
 
 def _tissue_fractions(
-    stream, z: np.ndarray, rows: np.ndarray, columns: np.ndarray, scale: np.ndarray
+    stream: Callable[[str], np.random.Generator],
+    z: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    scale: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """One individual head: the share of every tissue at every point, summing to at most one (air: zero).
 
@@ -1599,11 +1603,11 @@ def bootstrap_interval(values: Sequence[float], repeats: int = 10_000, seed: int
     Returns:
         (low, high); both are the value itself where there is only one.
     """
-    values = np.asarray(values, float)
-    if values.ndim != 1 or len(values) == 0:
+    figures = np.asarray(values, float)
+    if figures.ndim != 1 or len(figures) == 0:
         raise BadInput("a bootstrap interval needs at least one value")
-    rows = np.random.RandomState(seed).randint(len(values), size=(repeats, len(values)))
-    low, high = np.percentile(values[rows].mean(1), [2.5, 97.5])
+    rows = np.random.RandomState(seed).randint(len(figures), size=(repeats, len(figures)))
+    low, high = np.percentile(figures[rows].mean(1), [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -1924,7 +1928,8 @@ class RunState:
 
     def __init__(self, settings: Any, network: nn.Module, optimizer: Any, scheduler: Any) -> None:
         self.settings, self.parts = settings, {"model": network, "optimizer": optimizer, "scheduler": scheduler}
-        self.folder, self.history, self.seconds = Path(settings.out), [], 0.0
+        self.folder, self.seconds = Path(settings.out), 0.0
+        self.history: list[dict[str, float]] = []
         last = self.folder / "checkpoint.pt"
         if settings.resume and last.exists():
             self._load(read_checkpoint(last), last)
@@ -2280,11 +2285,13 @@ def show_images(
     """
     import matplotlib.pyplot as plt
 
-    arrays = [None if image is None else to_array(image) for image in images]
+    if images[0] is None:
+        raise BadInput("show_images: the first image sets size and window, so it cannot be None")
+    arrays, first = [None if image is None else to_array(image) for image in images], to_array(images[0])
     columns = columns or len(arrays)
     rows = math.ceil(len(arrays) / columns)
-    low, high = window or (min(0.0, float(arrays[0].min())), float(arrays[0].max()))
-    aspect = arrays[0].shape[0] / arrays[0].shape[1]
+    low, high = window or (min(0.0, float(first.min())), float(first.max()))
+    aspect = first.shape[0] / first.shape[1]
     size = (width, rows * (width / columns * aspect + 0.35))
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
@@ -2317,7 +2324,9 @@ def compare(
         the matplotlib figure.
     """
     peak = float(target.max()) if data_range is None else data_range
-    above, below, titles, error_titles = [target], [None], ["reference"], [""]
+    above: list[Tensor | None] = [target]
+    below: list[Tensor | None] = [None]
+    titles, error_titles = ["reference"], [""]
     for name, image in reconstructions.items():
         image = image.abs()
         above.append(image)
