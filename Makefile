@@ -14,7 +14,7 @@ demo: setup
 
 test: setup
 	$(BIN)/pip install --quiet --no-deps fastmri==0.3.0  # the field's reference, an oracle for the tests only
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cov=mri_utils  # fails below the coverage that pyproject.toml asks for
 
 notebooks: setup
 	$(BIN)/python notebooks/refresh.py

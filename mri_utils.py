@@ -43,6 +43,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -62,12 +63,19 @@ DEMO_FOLDER = ROOT / "data" / "demo"
 class BadInput(ValueError):
     """A fault of the input, told in one line: the file or parameter, what is wrong, the mend."""
 
+    def __init__(self, message: str) -> None:
+        # A DataLoader's worker hands on its whole traceback; the message is what follows its own name.
+        message = message.rpartition(f"{type(self).__name__}: ")[2].rstrip("\n")
+        # A file's name may hold newlines and control characters: a terminal must not obey them.
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+
 
 def choose(table: Mapping[str, Any], name: str, what: str) -> Any:
     """table[name], or a BadInput that lists the names and guesses which one was meant."""
     if name in table:
         return table[name]
-    guess = difflib.get_close_matches(str(name), table, n=1, cutoff=0.4)
+    name = str(name)[:80]  # what a file holds may be of any length
+    guess = difflib.get_close_matches(name, table, n=1, cutoff=0.4)
     hint = f", did you mean {guess[0]!r}?" if guess else ""
     raise BadInput(f"unknown {what} {name!r}{hint} (choose from: {', '.join(table)})")
 
@@ -651,6 +659,10 @@ def point_spread(mask: Tensor, size: Sequence[int]) -> Tensor:
 # Columns at the edge of k-space whose largest sample is this much smaller than the largest sample of
 # the slice were never acquired (some converters leave 1e-16 there instead of zero).
 EMPTY_COLUMN = 1e-12
+# Samples of a slice, all coils together: 32 coils of 640 x 512 are ten million. A file of a few bytes can
+# declare any shape, and reading it would fill the memory.
+LARGEST_SLICE = 2**24
+LONGEST_HEADER = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -688,7 +700,7 @@ class Volume:
         Raises:
             BadInput: unreadable, NaN or infinite samples, or nothing but zeros.
         """
-        kspace = torch.from_numpy(self._read("kspace", index).astype(np.complex64))
+        kspace = torch.from_numpy(self._read("kspace", index, np.complex64))
         where = f"{self.path}: slice {index} of kspace"
         if not torch.isfinite(torch.view_as_real(kspace)).all():
             raise BadInput(f"{where} holds NaN or infinite samples: repair or remove the file")
@@ -703,7 +715,7 @@ class Volume:
         files carry an rss image too, but that came from all the coils and is not their target).
         """
         if self.target_key:
-            target = torch.from_numpy(self._read(self.target_key, index).astype(np.float32))
+            target = torch.from_numpy(self._read(self.target_key, index, np.float32))
             if not torch.isfinite(target).all():
                 raise BadInput(
                     f"{self.path}: slice {index} of {self.target_key} holds NaN or infinite values: "
@@ -718,9 +730,10 @@ class Volume:
     @functools.cached_property
     def maximum(self) -> float:
         """Largest value of the target volume, the unit of the losses; read from the attribute `max`."""
-        stated = float(self.attributes.get("max", math.nan))
-        if 0 < stated < math.inf:
-            return stated
+        with contextlib.suppress(TypeError, ValueError):  # text, a list
+            stated = float(self.attributes.get("max", math.nan))
+            if 0 < stated < math.inf:
+                return stated
         return max(float(self.target(i).max()) for i in range(len(self)))
 
     def acquired(self, kspace: Tensor) -> Tensor:
@@ -741,27 +754,74 @@ class Volume:
 
         Only one line per slice is read, so that a folder of many gigabytes takes seconds.
         """
-        lines = self._read("kspace", (..., self.shape[-2] // 2, slice(None)))
-        lines = np.ascontiguousarray(lines, np.complex64) + np.float32(0)  # + 0: a negative zero is a zero
+        lines = self._read("kspace", (..., self.shape[-2] // 2, slice(None)), np.complex64)
+        lines = np.ascontiguousarray(lines) + np.float32(0)  # + 0: a negative zero is a zero
         return [hashlib.sha1(line.tobytes()).hexdigest() if line.any() else "" for line in lines]
 
-    def _read(self, key: str, index: Any) -> np.ndarray:
+    def _read(self, key: str, index: Any, kind: type) -> np.ndarray:
         if isinstance(index, int) and not 0 <= index < len(self):
             raise BadInput(f"{self.path}: no slice {index}: choose one from 0 to {len(self) - 1}")
-        try:
-            with h5py.File(self.path, "r") as file:
-                return file[key][index]
-        except (OSError, KeyError) as error:
-            reason = f"{error}".splitlines()[0]
-            place = f"slice {index} of {key}" if isinstance(index, int) else key
+        place = f"slice {index} of {key}" if isinstance(index, int) else key
+        with _reading(self.path, place), h5py.File(self.path, "r") as file:
+            with np.errstate(over="ignore"):  # what is too large for the type becomes infinite, and is told
+                slice_: np.ndarray = file[key][index].astype(kind, copy=False)
+            return slice_
+
+
+@contextlib.contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    """Tell whatever HDF5 finds in damaged bytes in one line."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, OverflowError, NotImplementedError) as error:
+        reason = f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
+        raise BadInput(
+            f"{path}: cannot read {what} ({reason}): the file is damaged, copy or download it again"
+        ) from error
+
+
+def _dataset(file: h5py.File, path: Path, key: str, kinds: str, expected: str) -> h5py.Dataset | None:
+    """A data set of the file itself that can be read within the memory; None if there is none.
+
+    Args:
+        file: open.  path: its name, for messages.  key: the data set's name.
+        kinds: numpy's letters of the kinds of numbers that it may hold.  expected: the same in words.
+    """
+    link = file.get(key, getlink=True)
+    if link is None:
+        return None
+    data = file.get(key) if isinstance(link, h5py.HardLink) else None
+    if not isinstance(data, h5py.Dataset):
+        found = "a link to somewhere else" if data is None else f"a {type(data).__name__.lower()}"
+        raise BadInput(f"{path}: no data set {key!r} but {found}: store the data in the file itself")
+    if data.external or data.is_virtual:
+        raise BadInput(f"{path}: {key} lies in other files: store the data in the file itself")
+    if data.dtype.kind not in kinds or data.shape is None:
+        raise BadInput(f"{path}: {key} is {data.dtype}, not {expected}: repair or convert the file")
+    shapes = [data.shape[1:] if data.ndim > 2 else data.shape, data.chunks or (1,)]
+    if max(math.prod(shape) for shape in shapes) > LARGEST_SLICE or data.dtype.itemsize > LONGEST_HEADER:
+        raise BadInput(
+            f"{path}: {key} has shape {data.shape} of {data.dtype}, in chunks {data.chunks}: "
+            f"more than {LARGEST_SLICE} samples at a time are not read, split the file"
+        )
+    plist = data.id.get_create_plist()
+    for code, _, _, name in (plist.get_filter(i) for i in range(plist.get_nfilters())):
+        if not h5py.h5z.filter_avail(code):
             raise BadInput(
-                f"{self.path}: cannot read {place} ({reason}): the file is damaged, copy or download it again"
-            ) from error
+                f"{path}: {key} is compressed with filter {code} {name.decode(errors='replace')!r}, "
+                "which is not installed: store it with gzip or uncompressed"
+            )
+    return data
 
 
-def _parse_header(path: Path, text: bytes | str, width: int) -> tuple[tuple[int, int], tuple | None]:
+def _parse_header(path: Path, header: bytes, width: int) -> tuple[tuple[int, int], tuple | None]:
     """Acquired columns and reconstruction matrix from the ISMRMRD header of a fastMRI file."""
     try:
+        text = header.decode()
+        if "<!DOCTYPE" in text or len(text) > LONGEST_HEADER:  # entities can grow without bounds, or name other files
+            raise ValueError("it is too long or declares entities")
         root = ElementTree.fromstring(text)
         strip = {"m": root.tag[1:].partition("}")[0]} if root.tag.startswith("{") else {"m": ""}
 
@@ -795,57 +855,68 @@ def read_volume(path: str | Path) -> Volume:
             does not fit.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for names that are too long
         raise BadInput(f"{path}: no such file: check the path")
     try:
         file = h5py.File(path, "r")
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise BadInput(f"{path}: not an HDF5 file, or a truncated one: copy or download it again") from error
-    with file:
-        if not isinstance(file.get("kspace"), h5py.Dataset):
+    with file, _reading(path, "the file"):
+        data = _dataset(file, path, "kspace", "c", "complex")
+        if data is None:
             raise BadInput(
-                f"{path}: no data set 'kspace' (found: {', '.join(file) or 'nothing'}): "
+                f"{path}: no data set 'kspace' (found: {', '.join(list(file)[:9]) or 'nothing'}): "
                 "is this a fastMRI file? data/README.md shows the layout"
             )
-        shape, kind = file["kspace"].shape, file["kspace"].dtype
-        if len(shape) not in (3, 4) or 0 in shape:
+        shape = data.shape
+        if len(shape) not in (3, 4) or 0 in shape or len(data) > 10_000:
             raise BadInput(f"{path}: kspace has shape {shape}: expected (slices, H, W) or (slices, coils, H, W)")
-        if kind.kind != "c":
-            raise BadInput(f"{path}: kspace is {kind}, not complex: store it as complex64")
         attributes = {key: file.attrs[key] for key in file.attrs}
         key: str | None = "reconstruction_esc" if len(shape) == 3 else "reconstruction_rss"
-        key = key if key in file else None
+        target = _dataset(file, path, str(key), "fiu", "real")
+        key = key if target is not None else None
         columns, recon = (0, shape[-1]), None
-        if "ismrmrd_header" in file:
-            columns, recon = _parse_header(path, file["ismrmrd_header"][()], shape[-1])
+        header = _dataset(file, path, "ismrmrd_header", "SO", "text")
+        if header is not None:
+            content = header[()]
+            if not isinstance(content, bytes):
+                raise BadInput(f"{path}: ismrmrd_header is no text: delete the data set or repair it")
+            columns, recon = _parse_header(path, content, shape[-1])
         if columns[0] >= columns[1]:
             raise BadInput(f"{path}: ismrmrd_header leaves no acquired columns: repair the header")
-        if key and (file[key].ndim != 3 or len(file[key]) != shape[0]):
+        if target is not None and (target.ndim != 3 or len(target) != shape[0]):
             raise BadInput(
-                f"{path}: {key} has shape {file[key].shape} beside kspace {shape}: expected one (h, w) image per slice"
+                f"{path}: {key} has shape {target.shape} beside kspace {shape}: expected one (h, w) image per slice"
             )
-        size = file[key].shape[-2:] if key else (recon or shape[-2:])
+        size = target.shape[-2:] if target is not None else (recon or shape[-2:])
         size = (min(size[0], shape[-2]), min(size[1], shape[-1]))
         if min(size) < 1:
-            raise BadInput(f"{path}: ismrmrd_header asks for an image of {size[0]}x{size[1]}: repair the header")
-        if key and size != file[key].shape[-2:]:
-            raise BadInput(f"{path}: {key} {file[key].shape} is larger than kspace {shape}: repair it")
-        mask = None
-        if "mask" in file:
-            mask = torch.from_numpy(np.asarray(file["mask"][()]).astype(bool).reshape(-1))
+            raise BadInput(f"{path}: ismrmrd_header or {key} asks for an image of {size[0]}x{size[1]}: repair it")
+        if target is not None and size != target.shape[-2:]:
+            raise BadInput(f"{path}: {key} {target.shape} is larger than kspace {shape}: repair it")
+        mask, lines = None, _dataset(file, path, "mask", "biuf", "true or false")
+        if lines is not None:
+            mask = torch.from_numpy(np.asarray(lines[()]).astype(bool).reshape(-1))
             if len(mask) != shape[-1]:
                 raise BadInput(f"{path}: mask has {len(mask)} columns, kspace {shape[-1]}: repair it")
+            if not mask.any():
+                raise BadInput(f"{path}: mask keeps no column: repair it")
     return Volume(
         path=path,
         shape=tuple(shape),
         target_size=size,
-        acquisition=str(attributes.get("acquisition", "unknown")),
-        patient_id=str(attributes.get("patient_id", path.stem)),
+        acquisition=_text(attributes.get("acquisition", "unknown")),
+        patient_id=_text(attributes.get("patient_id", path.stem)),
         columns=columns,
         mask=mask,
         target_key=key,
         attributes=attributes,
     )
+
+
+def _text(value: Any) -> str:
+    """An attribute as text; HDF5 has text of fixed length as bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 HEADER = """<?xml version="1.0"?>
@@ -1092,7 +1163,7 @@ TISSUES = {
     "vessel": (1200, 50, 0.02),
 }
 # Repetition, echo and inversion time in ms. FLAIR inverts first and waits until CSF passes through zero.
-SEQUENCES = {
+SEQUENCES: dict[str, dict[str, Any]] = {
     "T1w": dict(tr=500, te=12, ti=None),
     "T2w": dict(tr=5000, te=100, ti=None),
     "PD": dict(tr=3500, te=15, ti=None),
@@ -1186,7 +1257,11 @@ def _random_places(rng: np.random.Generator, allowed: np.ndarray, count: int) ->
 
 
 def _tissue_fractions(
-    stream, z: np.ndarray, rows: np.ndarray, columns: np.ndarray, scale: np.ndarray
+    stream: Callable[[str], np.random.Generator],
+    z: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    scale: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """One individual head: the share of every tissue at every point, summing to at most one (air: zero).
 
@@ -2260,12 +2335,12 @@ def bootstrap_interval(
     """
     from scipy import stats
 
-    values = np.asarray(values, float)
-    if values.ndim != 1 or len(values) == 0:
+    figures = np.asarray(values, float)
+    if figures.ndim != 1 or len(figures) == 0:
         raise BadInput("a bootstrap interval needs at least one value")
-    _, unit = np.unique(np.arange(len(values)) if subjects is None else np.asarray(subjects), return_inverse=True)
-    sums, counts = np.bincount(unit, values), np.bincount(unit)
-    centre, n = float(values.mean()), len(sums)
+    _, unit = np.unique(np.arange(len(figures)) if subjects is None else np.asarray(subjects), return_inverse=True)
+    sums, counts = np.bincount(unit, figures), np.bincount(unit)
+    centre, n = float(figures.mean()), len(sums)
     if n == 1:
         return centre, centre
     rows = np.random.RandomState(seed).randint(n, size=(repeats, n))
@@ -2605,6 +2680,8 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
 def export_weights(checkpoint: str | Path, path: str | Path) -> None:
     """A small copy of a checkpoint for readers: weights as float16, parameters, history; no optimizer."""
     content = read_checkpoint(checkpoint)
+    if lacking := {"epoch", "history", "seconds"} - set(content):
+        raise BadInput(f"{checkpoint}: has no {', '.join(sorted(lacking))}: give the checkpoint.pt of a run")
     weights = {name: w.half() if w.is_floating_point() else w for name, w in content["model_state"].items()}
     kept = {name: content[name] for name in ("parameters", "epoch", "history", "seconds")}
     save_checkpoint(path, {"model_state": weights} | kept)
@@ -2617,14 +2694,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         BadInput: missing, not a checkpoint, or one of another program.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BadInput(f"{path}: no such checkpoint: check the path, or train first")
     try:
+        with open(path, "rb") as file:  # torch's older format, and compressed parts, can ask for any memory
+            zipped = file.read(4) == b"PK\3\4" and zipfile.ZipFile(file).infolist()
+            if not zipped or any(part.compress_type != zipfile.ZIP_STORED for part in zipped):
+                raise ValueError("not as torch.save writes it")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the broken bytes lead it to
         raise BadInput(f"{path}: not a checkpoint of train.py, or a damaged one: train again") from error
     if not isinstance(content, dict) or not {"model_state", "parameters"} <= set(content):
         raise BadInput(f"{path}: a checkpoint, but not one of train.py: choose another file")
+    weights, parameters, history = content["model_state"], content["parameters"], content.get("history", [])
+    sound = isinstance(weights, dict) and all(isinstance(w, Tensor) and w.is_contiguous() for w in weights.values())
+    sound = sound and sum(w.nbytes for w in weights.values()) <= path.stat().st_size  # each is really in the file
+    sound = sound and isinstance(parameters, dict) and isinstance(history, list)
+    sound = sound and all(isinstance(value, bool | int | float | str) for value in parameters.values())
+    needed = {"epoch", "train_loss", "val_ssim", "val_psnr"}
+    if not sound or not all(isinstance(row, dict) and needed <= set(row) for row in history):
+        raise BadInput(f"{path}: holds what train.py cannot have written: train again")
     return content
 
 
@@ -2640,17 +2729,34 @@ def load_model(checkpoint: str | Path) -> nn.Module:
         BadInput: see read_checkpoint; or weights that do not fit the model that the file names.
     """
     content = read_checkpoint(checkpoint)
-    network = build_model(content["parameters"])
+    parameters, weights = content["parameters"], content["model_state"]
     try:
-        network.load_state_dict(content["model_state"])
-    except RuntimeError as error:
+        _refuse_endless(parameters)
+        with torch.device("meta"):  # a network without memory: a broken file may ask for any size
+            planned = build_model(parameters).state_dict()
+        if {name: w.shape for name, w in planned.items()} != {name: w.shape for name, w in weights.items()}:
+            raise ValueError("other names or shapes")
+        network = build_model(parameters)
+        network.load_state_dict(weights)
+    except BadInput as error:
+        raise BadInput(f"{checkpoint}: {error}") from error
+    except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise BadInput(
-            f"{checkpoint}: its weights do not fit model {content['parameters']['model']!r}: "
+            f"{checkpoint}: its weights do not fit model {parameters.get('model')!r}: "
             "it was written by another version, train again"
         ) from error
-    network.settings, network.history = content["parameters"], content.get("history", [])
+    network.settings, network.history = parameters, content.get("history", [])
     network.seconds = content.get("seconds", 0.0)
     return network.eval()
+
+
+def _refuse_endless(parameters: Mapping[str, Any]) -> None:
+    """Raise ValueError if parameters of a network ask for more layers than any that was ever trained here."""
+    for name in ("features", "levels", "cascades", "stages"):
+        value = str(parameters.get(name, ""))
+        most = 4096 if name == "features" else 64
+        if len(value) > 64 or any(int(number) > most for number in re.findall(r"\d+", value)):
+            raise ValueError(f"{name} {value[:64]}")
 
 
 def copy_weights(checkpoint: str | Path, network: nn.Module) -> None:
@@ -2883,7 +2989,8 @@ class RunState:
 
     def __init__(self, settings: Any, parts: Mapping[str, Any]) -> None:
         self.settings, self.parts = settings, parts
-        self.folder, self.history, self.seconds = Path(settings.out), [], 0.0
+        self.folder, self.seconds = Path(settings.out), 0.0
+        self.history: list[dict[str, float]] = []
         last = self.folder / "checkpoint.pt"
         if settings.resume and last.exists():
             self._load(read_checkpoint(last), last)
@@ -2907,12 +3014,17 @@ class RunState:
                 )
         if not {f"{name}_state" for name in self.parts} <= set(content):
             raise BadInput(f"{path}: holds weights only, no run to go on with: resume from a run's own checkpoint.pt")
-        for name, part in self.parts.items():
-            part.load_state_dict(content[f"{name}_state"])
-        torch.set_rng_state(content["cpu_random_state"])
-        if torch.cuda.is_available() and len(content["gpu_random_state"]):
-            torch.cuda.set_rng_state(content["gpu_random_state"])
-        self.history, self.seconds = content["history"], content["seconds"]
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(content[f"{name}_state"])
+            torch.set_rng_state(content["cpu_random_state"])
+            if torch.cuda.is_available() and len(content["gpu_random_state"]):
+                torch.cuda.set_rng_state(content["gpu_random_state"])
+            self.history, self.seconds = content["history"], float(content["seconds"])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise BadInput(
+                f"{path}: its state does not fit this network and optimizer: choose another --out"
+            ) from error
         print(f"{path}: going on after epoch {self.epoch}")
 
     def save(self, row: Mapping[str, float], seconds: float) -> None:
@@ -3457,11 +3569,13 @@ def show_images(
     """
     import matplotlib.pyplot as plt
 
-    arrays = [None if image is None else to_array(image) for image in images]
+    if images[0] is None:
+        raise BadInput("show_images: the first image sets size and window, so it cannot be None")
+    arrays, first = [None if image is None else to_array(image) for image in images], to_array(images[0])
     columns = columns or len(arrays)
     rows = math.ceil(len(arrays) / columns)
-    low, high = window or (min(0.0, float(arrays[0].min())), float(arrays[0].max()))
-    aspect = arrays[0].shape[0] / arrays[0].shape[1]
+    low, high = window or (min(0.0, float(first.min())), float(first.max()))
+    aspect = first.shape[0] / first.shape[1]
     size = (width, rows * (width / columns * aspect + 0.35))
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
@@ -3494,7 +3608,9 @@ def compare(
         the matplotlib figure.
     """
     peak = float(target.max()) if data_range is None else data_range
-    above, below, titles, error_titles = [target], [None], ["reference"], [""]
+    above: list[Tensor | None] = [target]
+    below: list[Tensor | None] = [None]
+    titles, error_titles = ["reference"], [""]
     for name, image in reconstructions.items():
         image = image.abs()
         above.append(image)

@@ -1,8 +1,10 @@
-"""The set-up: one list of dependencies, style, nothing of one machine."""
+"""The set-up: one list of dependencies, style, types, nothing of one machine."""
 
+import json
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -13,8 +15,27 @@ def test_environment_reads_the_one_list():
     yaml = pytest.importorskip("yaml")
     environment = yaml.safe_load((mri.ROOT / "environment.yml").read_text())
     python, pip, lists = environment["dependencies"]
-    assert python.startswith("python=3.") and pip == "pip" and lists == {"pip": ["-r requirements.txt"]}
-    assert environment["name"] and environment["channels"]
+    assert pip == "pip" and lists == {"pip": ["-r requirements.txt"]}
+    assert environment["name"] and environment["channels"] == ["conda-forge"]
+    project = tomllib.loads((mri.ROOT / "pyproject.toml").read_text())["project"]
+    version, lowest = (re.findall(r"\d+", text) for text in (python, project["requires-python"]))
+    assert python.startswith("python=3.") and [int(n) for n in version] >= [int(n) for n in lowest]
+    assert ".".join(version) in (mri.ROOT / "README.md").read_text()  # the versions that are promised
+
+
+def imports():
+    """Module -> a file that imports it, over all Python files and notebooks."""
+    found = {}
+    for path in [
+        *mri.ROOT.glob("*.py"),
+        *(p for f in ("notebooks", "tests", "data") for p in (mri.ROOT / f).glob("*")),
+    ]:
+        text = path.read_text(encoding="utf-8") if path.suffix in (".py", ".ipynb") else ""
+        if path.suffix == ".ipynb":
+            cells = json.loads(text)["cells"]
+            text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        found |= {module: path.name for module in re.findall(r"^\s*(?:import|from) (\w+)", text, re.MULTILINE)}
+    return found
 
 
 def test_requirements():
@@ -22,19 +43,26 @@ def test_requirements():
     names = [re.split(r"[=<>~ ]", line)[0] for line in lines if line and not line.startswith(("#", "-"))]
     assert "torch==2.13.0" in lines and "-e ." in lines and len(set(names)) == len(names)
     assert "dependencies" not in (mri.ROOT / "pyproject.toml").read_text()  # no second list
-    known = {"skimage": "scikit-image", "PIL": None, "IPython": None, "tqdm": "tqdm", "yaml": "pyyaml"}
-    source = (mri.ROOT / "mri_utils.py").read_text()
-    for module in set(re.findall(r"^\s*(?:import|from) (\w+)", source, re.MULTILINE)) - set(sys.stdlib_module_names):
-        package = known.get(module, module)
-        assert package is None or package in names, f"{module} is imported but not in requirements.txt"
+    known = {"skimage": "scikit-image", "yaml": "pyyaml", "PIL": "matplotlib", "IPython": "ipywidgets"}
+    known |= {"nbformat": "nbconvert", "nbclient": "nbconvert"}  # on the right: what brings them along
+    own = {path.stem for path in [*mri.ROOT.glob("*.py"), *mri.ROOT.glob("*/*.py")]}
+    for module, file in imports().items():
+        if module not in {*sys.stdlib_module_names, *own, "fastmri"}:  # fastmri: an oracle that make test installs
+            assert known.get(module, module) in names, f"{file} imports {module}: requirements.txt does not have it"
 
 
 @pytest.mark.parametrize("words", [["check"], ["format", "--check"]], ids=" ".join)
 def test_style(words):
     pytest.importorskip("ruff")
-    places = ["mri_utils.py", "notebooks/refresh.py", "tests"]
-    command = [sys.executable, "-m", "ruff", *words, "--no-cache", *places]
+    command = [sys.executable, "-m", "ruff", *words, "--no-cache", "."]
     done = subprocess.run(command, cwd=mri.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_types():
+    """mypy as pyproject.toml configures it, on mri_utils.py and train.py."""
+    pytest.importorskip("mypy")
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=mri.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
