@@ -1862,13 +1862,14 @@ class ResidualBlock(nn.Module):
         widths = [features, *[hidden] * (layers - 1), features]
         body: list[nn.Module] = []
         for number, (a, b) in enumerate(itertools.pairwise(widths)):
-            body += [nn.Conv2d(a, b, 3, padding=1), nn.InstanceNorm2d(b) if norm else nn.Identity()]
+            last = nn.Conv2d(a, b, 3, padding=1)
+            body += [last, nn.InstanceNorm2d(b) if norm else nn.Identity()]
             if number < layers - 1:
                 body += [nn.PReLU(), nn.Dropout2d(dropout if number == 0 else 0.0)]
         self.body = nn.Sequential(*body)
         if not norm:  # a block starts as the identity, so that many can follow one another
-            nn.init.zeros_(body[-2].weight)
-            nn.init.zeros_(body[-2].bias)
+            for weights in last.parameters():
+                nn.init.zeros_(weights)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, features, H, W) -> the same shape."""
@@ -1877,10 +1878,10 @@ class ResidualBlock(nn.Module):
 
 def _stages(text: str) -> list[int]:
     """ "8x2 4x3" -> the layers of 8 blocks of 2 layers and 4 blocks of 3."""
-    counts = [re.fullmatch(r"([1-9]\d?)x([1-9])", part) for part in text.split()]
-    if not counts or None in counts:
+    if not re.fullmatch(r"\s*([1-9]\d?x[1-9](\s+|$))+", text):
         raise BadInput(f"stages {text!r}: write blocks x layers, such as '8x2 4x3' or '12x2'")
-    return [int(c[2]) for c in counts for _ in range(int(c[1]))]
+    counts = [part.split("x") for part in text.split()]
+    return [int(layers) for blocks, layers in counts for _ in range(int(blocks))]
 
 
 class ResNet(nn.Module):
@@ -1926,7 +1927,7 @@ class ReconResNet(nn.Module):
     ) -> None:
         super().__init__()
 
-        def block(convolution: nn.Module) -> list[nn.Module]:
+        def block(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
             return [convolution, nn.InstanceNorm2d(convolution.out_channels), nn.PReLU()]
 
         layers = block(nn.Conv2d(in_channels, features, 7, padding=3))
@@ -2367,12 +2368,14 @@ def compare_paired(a: Sequence[float], b: Sequence[float], subjects: Sequence[An
     """
     from scipy import stats
 
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    if a.shape != b.shape or a.ndim != 1:
-        raise BadInput(f"paired figures differ in number: {a.shape} and {b.shape}; score both on the same volumes")
-    summary = summarize(a - b, subjects)
-    _, unit = np.unique(np.arange(len(a)) if subjects is None else np.asarray(subjects), return_inverse=True)
-    difference = np.bincount(unit, a - b) / np.bincount(unit)
+    ours, others = np.asarray(a, float), np.asarray(b, float)
+    if ours.shape != others.shape or ours.ndim != 1:
+        raise BadInput(
+            f"paired figures differ in number: {ours.shape} and {others.shape}; score both on the same volumes"
+        )
+    summary = summarize((ours - others).tolist(), subjects)
+    _, unit = np.unique(np.arange(len(ours)) if subjects is None else np.asarray(subjects), return_inverse=True)
+    difference = np.bincount(unit, ours - others) / np.bincount(unit)
     spread = float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
     return summary | {
         "effect_size": float(difference.mean() / spread) if spread else None,
@@ -2461,8 +2464,8 @@ def find_shift(target: Tensor, image: Tensor) -> tuple[int, int]:
     x, y = _volumes(target, image)
     spectrum = torch.fft.fft2(x - x.mean((-2, -1), keepdim=True)).conj() * torch.fft.fft2(y)
     correlation = torch.fft.ifft2(spectrum).real.reshape(-1, *x.shape[-2:]).sum(0)
-    row, column = divmod(int(correlation.argmax()), x.shape[-1])
-    return tuple(p - n if p > n // 2 else p for p, n in zip((row, column), x.shape[-2:]))
+    (height, width), (row, column) = x.shape[-2:], divmod(int(correlation.argmax()), x.shape[-1])
+    return row - height * (row > height // 2), column - width * (column > width // 2)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2563,19 +2566,20 @@ class SliceDataset(torch.utils.data.Dataset):
         kspace, peak = volume.kspace(s), volume.maximum if volume.mask is None else 1.0
         acquired = volume.acquired(kspace)
         kspace = crop_readout(kspace, volume.target_size[0])
-        size, sampling, seed = volume.target_size, self.sampling[0], volume.path.name
+        size, sampling = volume.target_size, self.sampling[0]
+        mask_seed: str | tuple[int, ...] = volume.path.name
         if self.seed is not None:  # training
-            seed = (self.seed, self.epoch, index)
-            random = np.random.RandomState((*seed, 1))  # not the stream of the mask
+            mask_seed = (self.seed, self.epoch, index)
+            random = np.random.RandomState((*mask_seed, 1))  # not the stream of the mask
             sampling = self.sampling[random.randint(len(self.sampling))]
         if self.augment:
             # One choice per size and epoch, so that slices of one size still make a batch.
-            common = np.random.RandomState((self.seed, self.epoch, *self.size(index)))
+            common = np.random.RandomState((self.seed or 0, self.epoch, *self.size(index)))
             kspace, acquired, size = vary_scan(kspace, acquired, size, peak, common, random)
             target = center_crop(ifft2c(kspace), size).abs()
         else:
             target = volume.target(s) if volume.mask is None else torch.zeros(size)
-        mask = volume.mask if volume.mask is not None else sampling_mask(self.mask, kspace.shape, *sampling, seed)
+        mask = volume.mask if volume.mask is not None else sampling_mask(self.mask, kspace.shape, *sampling, mask_seed)
         sampled = (mask & acquired).reshape(-1, mask.shape[-1])
         rows = acquired.sum() * len(sampled)
         return Sample(
@@ -3139,7 +3143,8 @@ def summarize_reading(path: str | Path) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         pairs = [pair for pair in content["pairs"] if pair.get("preferred")]
-        preference, scores = {}, {}
+        preference: dict[str, Any] = {}
+        scores: dict[str, Any] = {}
         for a, b in dict.fromkeys(tuple(sorted((pair["left"], pair["right"]))) for pair in pairs):
             chosen = [pair.get(pair["preferred"]) for pair in pairs if {pair["left"], pair["right"]} == {a, b}]
             wins, n = chosen.count(a), chosen.count(a) + chosen.count(b)
@@ -3208,8 +3213,9 @@ def summarize_run(
         "paired": {
             f"{network} - {other}": {
                 metric: compare_paired(
-                    *([row[metric] for row in rows[name]] for name in (network, other)),
-                    subjects=[volume.patient_id for volume in volumes],
+                    [row[metric] for row in rows[network]],
+                    [row[metric] for row in rows[other]],
+                    [volume.patient_id for volume in volumes],
                 )
                 for metric in METRICS
             }

@@ -27,7 +27,7 @@ import sys; sys.path[:0] = [".", ".."]  # where mri_utils.py may be, seen from h
 # %%
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -140,7 +140,8 @@ largest value of their volume, so that all volumes weigh alike.
 def train_epoch(network, adversary, loader, optimizer, scheduler, settings):
     """One pass over the training slices; returns the mean loss per slice, and the adversary's figures."""
     network.train()
-    sums, count = Counter(), 0
+    sums: dict[str, float] = defaultdict(float)
+    count = 0
     for batch in mri.progress(loader, "training"):
         batch = batch.to(settings.device)
         peak = batch.maximum[:, None, None]
@@ -156,7 +157,8 @@ def train_epoch(network, adversary, loader, optimizer, scheduler, settings):
         scheduler.step()
         if adversary:
             logged |= adversary.learn(image, target, given)
-        sums.update({name: value * len(peak) for name, value in logged.items()})
+        for name, value in logged.items():
+            sums[name] += value * len(peak)
         count += len(peak)
     return {name: value / count for name, value in sums.items()}
 
