@@ -230,7 +230,7 @@ def test_warnings_reach_metrics_and_table(run):
 
 
 def test_network_in_training_mode_is_refused(run):
-    network = mri.UNetReconstruction(features=4, levels=2, dropout=0.5)
+    network = mri.build_model({"model": "unet", "features": 4, "levels": 2, "dropout": 0.5})
     with pytest.raises(mri.BadInput, match=r"training mode.*eval"):
         mri.reconstruct_volume(network, run.val_set, 0)
     mri.reconstruct_volume(network.eval(), run.val_set, 0)
