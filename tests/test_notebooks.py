@@ -18,7 +18,7 @@ TRAINING = FOLDER / "04_train_unet.ipynb"
 # values that make a notebook's parameters small, where its parameters cell has them
 SMALL = {"epochs": 1, "features": 4, "levels": 2, "train_slices": 4}
 PLACES = {"volume_number": 1, "slice_number": 1, "slices_per_acceleration": 4}
-PLACES |= {"members": 2, "heads": 1, "repeats": 20, "pair_count": 3}
+PLACES |= {"members": 2, "heads": 1, "head_matrix": 64, "repeats": 20, "pair_count": 3}
 
 
 def execute(path, folder, **parameters):
