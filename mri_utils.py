@@ -3093,12 +3093,13 @@ def changed_parameters(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, 
     return {name: (a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name)}
 
 
-def quality_warnings(scores: Mapping[str, tuple], val_set: SliceDataset) -> list[str]:
+def quality_warnings(scores: Mapping[str, tuple], val_set: SliceDataset, settings: Any) -> list[str]:
     """What is suspicious about a run, one line each: the files, the masks, the scores, the images.
 
     Args:
         scores: as in summarize_run; with "zero_filled", every other method is held against it.
         val_set: what was scored.
+        settings: all parameters; the mask's kind, acceleration and center_fraction count.
     """
     volumes, lines = val_set.volumes, []
     found = [text for volume in volumes for text in volume_warnings(volume)]
@@ -3106,9 +3107,9 @@ def quality_warnings(scores: Mapping[str, tuple], val_set: SliceDataset) -> list
     first = {v: i for i, (v, _) in reversed(list(enumerate(val_set.slices)))}  # of each volume
     samples = [val_set[first[v]] for v in range(len(volumes))]
     reached = mean(float(sample.acceleration) for sample in samples)
-    if not 0.9 < reached / val_set.acceleration < 1.1:
-        lines.append(f"asked for {val_set.acceleration:g}x, the masks keep {reached:.2f}x: state that number")
-    sampling = val_set.mask, val_set.size(0), val_set.acceleration, val_set.center_fraction
+    if not 0.9 < reached / settings.acceleration < 1.1:
+        lines.append(f"asked for {settings.acceleration:g}x, the masks keep {reached:.2f}x: state that number")
+    sampling = settings.mask, val_set.size(0), settings.acceleration, settings.center_fraction
     drawn = {sampling_mask(*sampling, seed=s).numpy().tobytes() for s in range(8)}
     used = {tuple(sample.mask.shape): sample.mask for sample in samples}
     if len(samples) > 2 and len(drawn) > 4 and all(s.mask.equal(used[tuple(s.mask.shape)]) for s in samples):
@@ -3226,7 +3227,7 @@ def summarize_run(
             | {name: rows[name][i] for name in rows}
             for i in everything
         },
-        "warnings": quality_warnings(scores, val_set),
+        "warnings": quality_warnings(scores, val_set, settings),
         "seconds_per_slice": {name: seconds for name, (_, _, seconds) in scores.items()},
     }
 

@@ -21,6 +21,7 @@ TRAINING = FOLDER / "04_train_unet.ipynb"
 # values that make a notebook's parameters small, where its parameters cell has them
 SMALL = {"epochs": 1, "features": 4, "levels": 2, "train_slices": 4}
 PLACES = {"volume_number": 1, "slice_number": 1, "slices_per_acceleration": 4, "val_slices": 4, "matrix": 48}
+PLACES |= {"members": 2, "heads": 1, "head_matrix": 64, "repeats": 20, "pair_count": 3}
 
 
 def execute(path, folder, **parameters):
@@ -52,6 +53,27 @@ def test_runs_from_a_foreign_directory(path, tiny, tmp_path):
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip())
     after = {p for p in mri.ROOT.rglob("*") if not {".git", ".venv", "__pycache__", "data"} & set(p.parts)}
     assert {p for p in after - before if "cache" not in str(p)} == set()  # it leaves nothing in the repository
+
+
+def test_blinded_reading_is_kept_and_goes_on(tiny, tmp_path):
+    """Two answers, an interruption, the third one: in the file, under the pairs drawn at first."""
+    answer = "preferred.value = 'left'; points['left']['sharpness'].value = 5; button.click()"
+    unwilling = "button.click(); assert 'Which one' in said.value"
+    answers = tmp_path / "run" / "reading.json"
+    drawn = []
+    for clicks in ([unwilling, answer, answer], [answer, "assert button.disabled and 'Unblind' in said.value"]):
+        notebook = nbformat.read(FOLDER / "11_blinded_reading.ipynb", as_version=4)
+        notebook.cells += [nbformat.v4.new_code_cell(source) for source in clicks]
+        nbformat.write(notebook, tmp_path / "reading.ipynb")
+        execute(tmp_path / "reading.ipynb", tmp_path, data=str(tiny), pair_count=3, out=str(tmp_path / "run"))
+        drawn.append([pair["volume"] for pair in json.loads(answers.read_text())["pairs"]])
+        if clicks[0] == unwilling:
+            assert mri.summarize_reading(answers)["pairs"] == 2
+    found = mri.summarize_reading(answers)
+    assert found["pairs"] == 3 and drawn[0] == drawn[1] and len(drawn[0]) == 3
+    pairs = json.loads(answers.read_text())["pairs"]
+    assert [pair["preferred"] for pair in pairs] == ["left"] * 3
+    assert [pair["scores"]["left"]["sharpness"] for pair in pairs] == [5] * 3
 
 
 def test_training_notebook_and_script_write_the_same_numbers(tiny, tmp_path):
