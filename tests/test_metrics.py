@@ -57,7 +57,10 @@ def test_definitions(pair):
     assert mri.mae(*pair) == pytest.approx(float(error.sum() / error.numel()), rel=1e-12)
     assert mri.nmse(*pair) == pytest.approx(float((error**2).sum() / (target**2).sum()), rel=1e-12)
     assert float(mri.l1_loss(prediction, target)) == pytest.approx(mri.mae(*pair), rel=1e-12)
-    assert list(mri.METRICS) == ["ssim", "psnr", "nmse", "mae"] and list(mri.LOSSES) == ["l1", "l2", "ssim"]
+    both = float(mri.l1_loss(prediction, target)) + float(mri.ssim_loss(prediction, target))
+    assert float(mri.l1_ssim_loss(prediction, target)) == pytest.approx(both, rel=1e-12)
+    assert list(mri.METRICS) == ["ssim", "psnr", "nmse", "mae"]
+    assert list(mri.LOSSES) == ["l1", "l2", "ssim", "l1_ssim"]
 
 
 def test_identical_images(pair):
