@@ -21,7 +21,7 @@ TRAINING = FOLDER / "04_train_unet.ipynb"
 # values that make a notebook's parameters small, where its parameters cell has them
 SMALL = {"epochs": 1, "features": 4, "levels": 2, "train_slices": 4}
 PLACES = {"volume_number": 1, "slice_number": 1, "slices_per_acceleration": 4, "val_slices": 4, "matrix": 48}
-PLACES |= {"members": 2, "heads": 1, "head_matrix": 64, "repeats": 20, "pair_count": 3}
+PLACES |= {"members": 2, "heads": 1, "head_matrix": 64, "repeats": 20, "pair_count": 3, "second": "zero_filled"}
 
 
 def execute(path, folder, **parameters):
@@ -65,7 +65,14 @@ def test_blinded_reading_is_kept_and_goes_on(tiny, tmp_path):
         notebook = nbformat.read(FOLDER / "11_blinded_reading.ipynb", as_version=4)
         notebook.cells += [nbformat.v4.new_code_cell(source) for source in clicks]
         nbformat.write(notebook, tmp_path / "reading.ipynb")
-        execute(tmp_path / "reading.ipynb", tmp_path, data=str(tiny), pair_count=3, out=str(tmp_path / "run"))
+        execute(
+            tmp_path / "reading.ipynb",
+            tmp_path,
+            data=str(tiny),
+            second="zero_filled",
+            pair_count=3,
+            out=str(tmp_path / "run"),
+        )
         drawn.append([pair["volume"] for pair in json.loads(answers.read_text())["pairs"]])
         if clicks[0] == unwilling:
             assert mri.summarize_reading(answers)["pairs"] == 2
