@@ -32,6 +32,12 @@ def execute(path, folder, **parameters):
     )
 
 
+def everything_here():
+    """All files of the repository but those of tools."""
+    passing = {".git", ".venv", "__pycache__", ".hypothesis", "data"}
+    return {path for path in mri.ROOT.rglob("*") if not passing & set(path.parts)}
+
+
 @pytest.fixture(autouse=True)
 def few_threads(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
@@ -48,10 +54,10 @@ def test_runs_from_a_foreign_directory(path, tiny, tmp_path):
     known = papermill.inspect_notebook(str(path))
     own = {"data": str(tiny), "out": str(tmp_path / "run"), "answers": str(tmp_path / "answers.json")}
     parameters = {name: value for name, value in (SMALL | PLACES | own).items() if name in known}
-    before = {p for p in mri.ROOT.rglob("*") if not {".git", ".venv", "__pycache__", "data"} & set(p.parts)}
+    before = everything_here()
     notebook = execute(path, tmp_path, **parameters)
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip())
-    after = {p for p in mri.ROOT.rglob("*") if not {".git", ".venv", "__pycache__", "data"} & set(p.parts)}
+    after = everything_here()
     assert {p for p in after - before if "cache" not in str(p)} == set()  # it leaves nothing in the repository
 
 

@@ -1,0 +1,68 @@
+"""How long a reader waits: from a key press on a slider to the changed picture, in a real browser.
+
+usage: python tests/latency.py [NAME.ipynb ...]      (default: every notebook with sliders but 04)
+
+The data are simulated heads of 320x320 (the size of fastMRI's knees). Ten key presses per slider; the time runs
+from the key event in the page to the first frame that shows other pixels, kernel and drawing included. It prints,
+it does not judge: the numbers depend on the computer and on what else it does.
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import lab
+
+PRESSES = 10
+
+
+def measure(page, area, handle):
+    """Milliseconds of each key press that changed the picture."""
+    times = []
+    for number in range(PRESSES):
+        now, low, high = (float(handle.get_attribute(f"aria-value{name}")) for name in ("now", "min", "max"))
+        keys = (
+            ("ArrowRight", "ArrowLeft")
+            if now < high and (number % 2 == 0 or now <= low)
+            else ("ArrowLeft", "ArrowRight")
+        )
+        page.settle(area)
+        handle.focus()
+        page.page.evaluate("area => book.time(area)", area)
+        page.page.keyboard.press(keys[0])
+        try:
+            page.page.wait_for_function("() => book.latency", timeout=5000, polling=20)
+        except Exception as error:
+            if "Timeout" not in type(error).__name__:
+                raise
+            continue  # a value that shows the same picture
+        times.append(page.page.evaluate("() => book.latency"))
+    return times
+
+
+def main():
+    wanted = sys.argv[1:] or [p.name for p in lab.NOTEBOOKS if "mri.explore(" in p.read_text() and p.name[:2] != "04"]
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; median (slowest) of {PRESSES} key presses, in ms")
+    with tempfile.TemporaryDirectory() as folder, lab.browser() as browser:
+        folder = Path(folder)
+        notebooks = folder / "root" / "notebooks"
+        notebooks.mkdir(parents=True)
+        for path in lab.NOTEBOOKS:
+            lab.prepare(path, notebooks, lab.SMALL | {"data": str(lab.data(folder, 320))})
+        with lab.served(notebooks.parent) as address:
+            for name in wanted:
+                page = lab.Page(browser, address(f"lab/tree/notebooks/{name}?reset"))
+                page.run_all(1800)
+                for area in page.areas():
+                    for label, handle in lab.sliders(area):
+                        handle.scroll_into_view_if_needed()
+                        times = measure(page, area, handle)
+                        shown = f"{statistics.median(times):6.0f} ({max(times):.0f})" if times else "   no change"
+                        print(f"{Path(name).stem:24s}{label:20s}{shown}", flush=True)
+                page.page.close()
+
+
+if __name__ == "__main__":
+    main()

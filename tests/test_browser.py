@@ -1,0 +1,158 @@
+"""The notebooks in a reader's browser: JupyterLab in Chromium, every slider moved by keyboard and by mouse.
+
+Screenshots are kept in runs/browser, to be looked at.
+"""
+
+import shutil
+
+import pytest
+
+import mri_utils as mri
+
+if not shutil.which("chromium"):
+    pytest.skip("no chromium: apt-get install chromium", allow_module_level=True)
+pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+pytest.importorskip("jupyterlab")
+import lab
+
+SCREENSHOTS = mri.ROOT / "runs" / "browser"
+# moving one of these changes how many samples are kept, which a text beside the picture must say
+MASK_CONTROLS = ("acceleration", "undersampling", "center fraction")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """JupyterLab on copies of all notebooks."""
+    folder = tmp_path_factory.mktemp("lab")
+    own = {"data": str(lab.data(folder, 96)), "out": str(folder / "run"), "answers": str(folder / "answers.json")}
+    notebooks = folder / "root" / "notebooks"
+    notebooks.mkdir(parents=True)
+    for path in lab.NOTEBOOKS:
+        lab.prepare(path, notebooks, lab.SMALL | own)
+    with lab.served(notebooks.parent) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with lab.browser() as started:
+        yield started
+
+
+def move_by_key(page, area, label, handle):
+    """An arrow key changes the picture, and the text where it tells the acceleration."""
+    before, text = page.settle(area), page.text(area)
+    at_end = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
+    handle.focus()
+    handle.press("ArrowLeft" if at_end else "ArrowRight")
+    assert page.reacts(area, before), f"{label}: an arrow key changes no picture"
+    page.settle(area)
+    if label in MASK_CONTROLS:
+        assert page.text(area) != text, f"{label}: the text stays {text!r}"
+
+
+def move_by_mouse(page, area, label, handle):
+    """Dragging the handle to the other half of its slider changes the picture."""
+    before = page.settle(area)
+    low, now, high = (float(handle.get_attribute(f"aria-value{name}")) for name in ("min", "now", "max"))
+    track = handle.query_selector("xpath=ancestor::*[contains(@class, 'noUi-base')]").bounding_box()
+    knob = handle.bounding_box()
+    page.page.mouse.move(knob["x"] + knob["width"] / 2, knob["y"] + knob["height"] / 2)
+    page.page.mouse.down()
+    share = 0.25 if now > (low + high) / 2 else 0.75
+    page.page.mouse.move(track["x"] + share * track["width"], knob["y"] + knob["height"] / 2, steps=5)
+    page.page.mouse.up()
+    assert float(handle.get_attribute("aria-valuenow")) != now, f"{label}: the mouse does not move it"
+    assert page.reacts(area, before), f"{label}: the mouse changes no picture"
+
+
+def move_fast(page, area, label, handle):
+    """Many quick moves end on the picture of the last value."""
+    handle.focus()
+    for key in ["ArrowLeft"] * 6 + ["ArrowRight"] * 9 + ["ArrowLeft"] * 2:
+        page.page.keyboard.press(key)
+    fast, text, value = page.settle(area), page.text(area), handle.get_attribute("aria-valuenow")
+    keys = (
+        ("ArrowLeft", "ArrowRight") if value == handle.get_attribute("aria-valuemax") else ("ArrowRight", "ArrowLeft")
+    )
+    for key in keys:  # away and back, slowly: that is the picture of this value
+        handle.press(key)
+        slow = page.settle(area)
+    assert handle.get_attribute("aria-valuenow") == value
+    assert (slow, page.text(area)) == (fast, text), f"{label}: quick moves end on another picture"
+
+
+def put_back(handle, value):
+    """Return to a value by arrow keys, so that the next slider starts from a setting that works."""
+    for _ in range(100):
+        now = float(handle.get_attribute("aria-valuenow"))
+        if now == float(value):
+            return
+        handle.press("ArrowRight" if now < float(value) else "ArrowLeft")
+    raise AssertionError(f"arrow keys do not lead back to {value}")
+
+
+def choose_others(page, area):
+    """Menus and buttons: another choice gives another picture, or says why it cannot."""
+    for menu in area.query_selector_all("select"):
+        options, chosen = len(menu.query_selector_all("option")), menu.evaluate("m => m.selectedIndex")
+        if options > 1:
+            before = page.settle(area), page.text(area)
+            menu.select_option(index=(chosen + 1) % options)
+            assert page.reacts(area, *before), f"{lab.label_of(menu)}: another choice changes nothing"
+            menu.select_option(index=chosen)
+            page.settle(area)
+    for button in area.query_selector_all("button.widget-toggle-button:not(.mod-active)")[:1]:
+        before = page.settle(area), page.text(area)
+        button.focus()
+        page.page.keyboard.press("Enter")
+        assert page.reacts(area, *before), "another button changes nothing"
+
+
+@pytest.mark.parametrize("path", lab.NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_in_the_browser(path, address, browser):
+    page = lab.Page(browser, address(f"lab/tree/notebooks/{path.name}?reset"))
+    try:
+        page.run_all()
+        assert not page.errors()
+        areas = list(page.areas())
+        expected = path.read_text(encoding="utf-8").count("mri.explore(")
+        assert len(areas) == expected, f"{len(areas)} interactive pictures for {expected} calls of mri.explore"
+        for number, area in enumerate(areas):
+            area.scroll_into_view_if_needed()
+            page.page.evaluate("area => book.watch(area)", area)
+            for label, handle in lab.sliders(area):
+                handle.scroll_into_view_if_needed()
+                value = handle.get_attribute("aria-valuenow")
+                move_by_key(page, area, label, handle)
+                move_by_mouse(page, area, label, handle)
+                move_fast(page, area, label, handle)
+                put_back(handle, value)
+            choose_others(page, area)
+            heights = page.page.evaluate("() => book.heights_seen()")
+            assert len(heights) == 1, f"the page jumps: the output's height is {heights}"
+            SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+            area.scroll_into_view_if_needed()
+            page.page.screenshot(path=SCREENSHOTS / f"{path.stem}_{number}.png")
+        assert not page.errors()
+    finally:
+        page.page.close()
+
+
+def test_the_playground_as_a_web_page(address, browser):
+    """Voila shows the playground without code; its sliders move the picture, its menus have every checkpoint."""
+    pytest.importorskip("voila")
+    page = lab.Page(browser, address("voila/render/notebooks/00_playground.ipynb"), "() => book.areas().length == 1")
+    try:
+        (area,) = page.areas()
+        assert "import mri_utils" not in page.page.content()
+        assert "effective acceleration" in page.text(area)
+        shown = [option.inner_text() for option in area.query_selector_all("option")]
+        assert {path.stem for path in (mri.ROOT / "checkpoints").glob("*.pt")} | set(mri.MASKS) <= set(shown)
+        for label, handle in lab.sliders(area):
+            move_by_key(page, area, label, handle)
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        page.page.screenshot(path=SCREENSHOTS / "playground_voila.png")
+        assert not page.faults
+    finally:
+        page.page.close()
