@@ -2137,7 +2137,8 @@ class CachedVolume(Volume):
         return self._field("target", index)
 
     def _field(self, name: str, index: int) -> Tensor:
-        kind, start = self.layout.fields[name][:2]
+        fields: Any = self.layout.fields
+        kind, start = fields[name][:2]
         try:
             values = np.fromfile(
                 self.store, kind.base, math.prod(kind.shape), offset=index * self.layout.itemsize + start
@@ -2155,7 +2156,7 @@ def cache_volumes(volumes: Sequence[Volume], folder: str | Path) -> list[Volume]
         folder: on a fast local disk, or in memory (/dev/shm/NAME). It takes 8 h W + 4 h w bytes per
             slice: 1.35 MB at 320 x 368, of 2.3 MB in the file. Delete it when training is over.
     """
-    cached = []
+    cached: list[CachedVolume] = []
     for volume in volumes:
         state = volume.path.stat()
         key = f"{volume.path.resolve()} {state.st_size} {state.st_mtime_ns} {volume.target_size} 1"
@@ -2166,7 +2167,7 @@ def cache_volumes(volumes: Sequence[Volume], folder: str | Path) -> list[Volume]
         if not ready.store.exists() or ready.store.stat().st_size != len(ready) * ready.layout.itemsize:
             replace_file(ready.store, functools.partial(_write_records, volume, ready.layout))
     wait_for_all()
-    return cached
+    return list[Volume](cached)
 
 
 def _write_records(volume: Volume, layout: np.dtype, path: Path) -> None:
@@ -2378,7 +2379,7 @@ def make_loader(
 
 def training_batches(loader: torch.utils.data.DataLoader, device: str) -> Iterator[tuple[Sample, float]]:
     """One epoch: this process's part of every batch, on the device, and the part's share (see SameSizeBatches.plan)."""
-    sampler = loader.batch_sampler
+    sampler: Any = loader.batch_sampler
     if sampler.processes > 1:  # dropout must differ between the processes; one process goes on as it was seeded
         seeds = sampler.dataset.seed or 0, sampler.dataset.epoch, sampler.rank, 2
         torch.manual_seed(np.random.RandomState(seeds).randint(2**31))
@@ -2490,12 +2491,13 @@ def place(network: nn.Module, settings: Any) -> nn.Module:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
         torch.backends.cudnn.benchmark = True  # batches of one size: the fastest convolution is looked for once
         if settings.precision == "bfloat16":
-            network = network.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings.compile:
         # The convolutions only: the compiler does not gain with complex numbers and transforms.
-        for inner in getattr(network, "networks", None) or [network.network]:
-            inner.compile()
+        parts = getattr(network, "networks", None) or [network.network]
         try:
+            for inner in parts:
+                inner.compile()
             with (
                 torch.random.fork_rng(),
                 torch.autocast(settings.device, torch.bfloat16, settings.precision == "bfloat16"),
@@ -2522,14 +2524,21 @@ def step_hooks(optimizer: torch.optim.Optimizer, network: nn.Module, clip: float
     """
     weights = [w for group in optimizer.param_groups for w in group["params"]]
     if clip:
-        optimizer.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(weights, clip) and None)
+
+        def limit(*_: Any) -> None:
+            nn.utils.clip_grad_norm_(weights, clip)
+
+        optimizer.register_step_pre_hook(limit)
     if not ema:
         return network
     averaged = copy.deepcopy(network).requires_grad_(False)
+    steps = 0
 
     @torch.no_grad()
     def follow(*_: Any) -> None:
-        steps = int(next(iter(optimizer.state.values()))["step"])
+        nonlocal steps
+        # A resumed optimizer knows how many steps there were. It is asked once: on a GPU, asking means waiting.
+        steps = steps + 1 if steps else int(optimizer.state[weights[0]]["step"])
         keep = min(ema, (1 + steps) / (10 + steps))
         for average, new in zip(averaged.parameters(), network.parameters()):
             average.lerp_(new, 1 - keep)
@@ -2619,7 +2628,7 @@ def load_trained(settings: Any) -> tuple[nn.Module, list[Volume]]:
     if Path(settings.out, "checkpoint.pt").exists():
         raise BadInput(f"{settings.out}: holds a training run: choose another --out for the reconstructions")
     network = load_model(settings.evaluate)
-    trained = network.settings
+    trained: Any = network.settings
     vars(settings).update({name: trained[name] for name in ("model", *MODEL_SETTINGS) if name in trained})
     sampling = ("mask", "acceleration", "center_fraction")
     other = [f"{name} {trained[name]}" for name in sampling if trained[name] != getattr(settings, name)]
@@ -2825,8 +2834,9 @@ class Adversary:
         (share * loss).backward()
         if rank_and_size()[1] > 1:
             for weights in self.discriminator.parameters():
-                distributed.all_reduce(weights.grad)
-                weights.grad /= rank_and_size()[1]
+                gradient: Any = weights.grad
+                distributed.all_reduce(gradient)
+                gradient /= rank_and_size()[1]
         self.optimizer.step()
         return {"discriminator_loss": loss.item(), "discriminator_accuracy": (real > fake).float().mean().item()}
 
