@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import copy
 import csv
 import difflib
 import functools
@@ -39,11 +40,13 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -53,7 +56,7 @@ from typing import Any, NoReturn
 import h5py
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent  # of the repository
@@ -702,11 +705,21 @@ class Volume:
         """
         kspace = torch.from_numpy(self._read("kspace", index, np.complex64))
         where = f"{self.path}: slice {index} of kspace"
-        if not torch.isfinite(torch.view_as_real(kspace)).all():
+        low, high = torch.view_as_real(kspace).aminmax()  # one pass; NaN comes through
+        if not (torch.isfinite(low) and torch.isfinite(high)):
             raise BadInput(f"{where} holds NaN or infinite samples: repair or remove the file")
-        if not kspace.any():
+        if low == high == 0:
             raise BadInput(f"{where} is all zero: remove the slice or the file")
         return kspace
+
+    def cropped(self, index: int) -> tuple[Tensor, Tensor]:
+        """Slice `index` as training wants it: k-space without readout oversampling, and the columns acquired.
+
+        Returns:
+            complex64 (h, W), see crop_readout; bool (W,), see acquired.
+        """
+        kspace = self.kspace(index)
+        return crop_readout(kspace, self.target_size[0]), self.acquired(kspace)
 
     def target(self, index: int) -> Tensor:
         """The reference magnitude of slice `index`: float32 (h, w), in the units of the k-space.
@@ -744,7 +757,7 @@ class Volume:
         """
         width = self.shape[-1]
         column = torch.arange(width)
-        energy = kspace.abs().reshape(-1, width).amax(0)
+        energy = torch.view_as_real(kspace).abs().reshape(-1, width, 2).amax((0, 2))  # ten times faster than |complex|
         filled = torch.nonzero(energy > EMPTY_COLUMN * energy.max()).flatten()
         first, end = max(self.columns[0], int(filled[0])), min(self.columns[1], int(filled[-1]) + 1)
         return (column >= first) & (column < end)
@@ -2499,6 +2512,10 @@ class Sample:
         """The same on another device."""
         return Sample(*(getattr(self, f).to(device, non_blocking=True) for f in SAMPLE_FIELDS))
 
+    def pin_memory(self) -> Sample:
+        """The same in memory from which a GPU copies while it computes; the DataLoader calls it."""
+        return Sample(*(getattr(self, f).pin_memory() for f in SAMPLE_FIELDS))
+
     @staticmethod
     def stack(samples: Sequence[Sample]) -> Sample:
         """Many samples of one size -> one batch; the collate_fn of a DataLoader."""
@@ -2506,6 +2523,74 @@ class Sample:
 
 
 SAMPLE_FIELDS = tuple(Sample.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class CachedVolume(Volume):
+    """A volume whose slices were prepared for training once: `store` holds a record of `layout` per slice.
+
+    The crop along the readout is exact and the same for every mask, so it need not be made again in
+    every epoch; what is left per slice is one read of a record and the mask.
+    """
+
+    store: Path
+
+    @property
+    def layout(self) -> np.dtype:
+        """Of one record: k-space after crop_readout, acquired columns, target."""
+        size, width = self.target_size, self.shape[-1]
+        fields = [("kspace", "<c8", (size[0], width)), ("acquired", "?", (width,)), ("target", "<f4", size)]
+        return np.dtype(fields)
+
+    def cropped(self, index: int) -> tuple[Tensor, Tensor]:
+        """As Volume.cropped, bit for bit."""
+        return self._field("kspace", index), self._field("acquired", index)
+
+    def target(self, index: int) -> Tensor:
+        """As Volume.target, bit for bit."""
+        return self._field("target", index)
+
+    def _field(self, name: str, index: int) -> Tensor:
+        fields: Any = self.layout.fields
+        kind, start = fields[name][:2]
+        try:
+            values = np.fromfile(
+                self.store, kind.base, math.prod(kind.shape), offset=index * self.layout.itemsize + start
+            )
+            return torch.from_numpy(values.reshape(kind.shape))
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{self.store}: slice {index} of the cache is unreadable: delete the file") from error
+
+
+def cache_volumes(volumes: Sequence[Volume], folder: str | Path) -> list[Volume]:
+    """The same volumes, read from a cache that is made where it is missing.
+
+    Args:
+        volumes: single-coil, with reference. A file that changed is cached anew.
+        folder: on a fast local disk, or in memory (/dev/shm/NAME). It takes 8 h W + 4 h w bytes per
+            slice: 1.35 MB at 320 x 368, of 2.3 MB in the file. Delete it when training is over.
+    """
+    cached: list[CachedVolume] = []
+    for volume in volumes:
+        state = volume.path.stat()
+        key = f"{volume.path.resolve()} {state.st_size} {state.st_mtime_ns} {volume.target_size} 1"
+        store = Path(folder, f"{volume.path.stem}_{hashlib.sha1(key.encode()).hexdigest()[:12]}.slices")
+        fields = {name: getattr(volume, name) for name in Volume.__dataclass_fields__}
+        cached.append(CachedVolume(**fields, store=store))
+    for volume, ready in progress(own_share(list(zip(volumes, cached))), "filling the cache"):
+        if not ready.store.exists() or ready.store.stat().st_size != len(ready) * ready.layout.itemsize:
+            replace_file(ready.store, functools.partial(_write_records, volume, ready.layout))
+    wait_for_all()
+    return list[Volume](cached)
+
+
+def _write_records(volume: Volume, layout: np.dtype, path: Path) -> None:
+    with open(path, "wb") as file:
+        for index in range(len(volume)):
+            record = np.zeros((), layout)
+            kspace, acquired = volume.cropped(index)
+            record["kspace"], record["acquired"], record["target"] = kspace, acquired, volume.target(index)
+            record.tofile(file)
 
 
 class SliceDataset(torch.utils.data.Dataset):
@@ -2563,9 +2648,8 @@ class SliceDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> Sample:
         v, s = self.slices[index]
         volume = self.volumes[v]
-        kspace, peak = volume.kspace(s), volume.maximum if volume.mask is None else 1.0
-        acquired = volume.acquired(kspace)
-        kspace = crop_readout(kspace, volume.target_size[0])
+        kspace, acquired = volume.cropped(s)
+        peak = volume.maximum if volume.mask is None else 1.0
         size, sampling = volume.target_size, self.sampling[0]
         mask_seed: str | tuple[int, ...] = volume.path.name
         if self.seed is not None:  # training
@@ -2629,45 +2713,262 @@ def vary_scan(
 class SameSizeBatches(torch.utils.data.Sampler):
     """Batches of slices of one size, in an order that depends on (seed, epoch) alone.
 
+    Several processes, and one that takes a batch in several pieces to save memory, share the batches
+    of the same plan: together they take the steps that one process would take. Files are dealt out to
+    `shards` groups, each of which belongs to one process; every batch takes evenly from all groups.
+
     Args:
         dataset: a SliceDataset.
         batch_size: slices per batch; the last batch of each size may be smaller.
         shuffle: draw a new order for each epoch; else the order of the files.
+        shards: groups of files, a multiple of the number of processes; 0 for just as many. The plan depends on it.
+        pieces: how many parts, one after the other, this process takes its share of a batch in.
     """
 
-    def __init__(self, dataset: SliceDataset, batch_size: int, shuffle: bool) -> None:
+    def __init__(self, dataset: SliceDataset, batch_size: int, shuffle: bool, shards: int = 0, pieces: int = 1) -> None:
         self.dataset, self.batch_size, self.shuffle = dataset, batch_size, shuffle
+        self.rank, self.processes = rank_and_size()
+        self.shards, self.pieces = shards or self.processes, pieces
+        if self.shards % self.processes:
+            raise BadInput(f"shards {shards} on {self.processes} processes: use a multiple of {self.processes}, or 0")
         self.sizes = [dataset.size(i) for i in range(len(dataset))]
+        self.own = [i for i in range(len(dataset)) if self.shard(i) % self.processes == self.rank]
+        if not self.own:
+            raise BadInput(f"{self.processes} processes, but process {self.rank} has no training file: use fewer")
 
     def __len__(self) -> int:
-        return sum(math.ceil(self.sizes.count(s) / self.batch_size) for s in set(self.sizes))
+        return self.pieces * sum(math.ceil(n / self.batch_size) for n in Counter(self.sizes).values())
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def shard(self, index: int) -> int:
+        """The group of files that slice `index` belongs to."""
+        return self.dataset.slices[index][0] % self.shards
+
+    def batches(self) -> list[list[int]]:
+        """The whole batches of the epoch, the same for every number of processes and pieces."""
         random = np.random.RandomState((self.dataset.seed or 0, self.dataset.epoch))
         order = random.permutation(len(self.sizes)) if self.shuffle else np.arange(len(self.sizes))
+        by_size: dict[tuple[int, int], list[int]] = {size: [] for size in sorted(set(self.sizes))}
+        for i in order:
+            by_size[self.sizes[i]].append(int(i))
         batches = []
-        for size in sorted(set(self.sizes)):
-            same = [int(i) for i in order if self.sizes[i] == size]
+        for same in by_size.values():
+            if self.shards > 1:  # each group's slices at even distances among those of the others
+                count, seen, place = Counter(map(self.shard, same)), Counter[int](), {}
+                for i in same:
+                    place[i] = (seen[self.shard(i)] + 0.5) / count[self.shard(i)]
+                    seen[self.shard(i)] += 1
+                same.sort(key=lambda i: place[i])
             batches += [same[i : i + self.batch_size] for i in range(0, len(same), self.batch_size)]
         if self.shuffle:
             random.shuffle(batches)
-        return iter(batches)
+        return batches
+
+    def plan(self) -> list[tuple[list[int], float]]:
+        """What this process takes: slices, and the share that their mean loss has in the batch's.
+
+        The mean of share x gradient over the processes, summed over the pieces, is the gradient of the
+        whole batch. A process without a slice in a batch takes part with another one and a share of 0.
+        """
+        parts, mine = [], set(self.own)
+        for batch in self.batches():
+            own = [i for i in batch if i in mine]
+            for piece in (own[k :: self.pieces] for k in range(self.pieces)):
+                parts.append((piece or self.own[:1], self.processes * len(piece) / len(batch)))
+        return parts
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter([part for part, _ in self.plan()])
 
 
-def make_loader(dataset: SliceDataset, batch_size: int, shuffle: bool, workers: int = 0) -> torch.utils.data.DataLoader:
-    """A DataLoader that yields Samples batched by size."""
+def make_loader(
+    dataset: SliceDataset, batch_size: int, shuffle: bool, workers: int = 0, shards: int = 0, pieces: int = 1
+) -> torch.utils.data.DataLoader:
+    """A DataLoader that yields Samples batched by size; see SameSizeBatches."""
     return torch.utils.data.DataLoader(
         dataset,
-        batch_sampler=SameSizeBatches(dataset, batch_size, shuffle),
+        batch_sampler=SameSizeBatches(dataset, batch_size, shuffle, shards, pieces),
         collate_fn=Sample.stack,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
     )
 
 
+def training_batches(loader: torch.utils.data.DataLoader, device: str) -> Iterator[tuple[Sample, float]]:
+    """One epoch: this process's part of every batch, on the device, and the part's share (see SameSizeBatches.plan)."""
+    sampler: Any = loader.batch_sampler
+    if sampler.processes > 1:  # dropout must differ between the processes; one process goes on as it was seeded
+        seeds = sampler.dataset.seed or 0, sampler.dataset.epoch, sampler.rank, 2
+        torch.manual_seed(np.random.RandomState(seeds).randint(2**31))
+    for batch, (_, share) in zip(progress(loader, "training"), sampler.plan()):
+        yield batch.to(device), share
+
+
+class Stopped(Exception):
+    """The scheduler asked the program to end (SIGTERM); told between two steps, see progress."""
+
+
+STOP_SIGNALS: list[int] = []  # those received; run_or_explain listens
+EXIT_RESTART = 75  # of a run that was asked to stop: start it again with --resume (EX_TEMPFAIL of sysexits.h)
+
+
 def progress(items: Any, what: str) -> Any:
-    """A progress bar on a terminal; nothing in log files and notebooks, which print a line instead."""
-    return tqdm(items, desc=what, leave=False, disable=None)
+    """A progress bar on a terminal; nothing in log files and notebooks, which print a line instead.
+
+    Raises:
+        Stopped: after an item that was being worked on when SIGTERM came.
+    """
+    for item in tqdm(items, desc=what, leave=False, disable=None if rank_and_size()[0] == 0 else True):
+        yield item
+        if STOP_SIGNALS:
+            raise Stopped
+
+
+# Several processes (torchrun sets RANK, WORLD_SIZE, LOCAL_RANK): each holds the whole network and takes
+# its share of every batch. In one process all of these do nothing.
+
+
+def join_processes(device: str) -> None:
+    """Meet the other processes that torchrun started, and take this one's GPU.
+
+    Raises:
+        BadInput: more processes on this machine than GPUs.
+    """
+    size, rank, local = (
+        int(os.environ.get(name, n)) for name, n in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
+    )
+    if size == 1 or distributed.is_initialized():
+        return
+    if device == "cuda":
+        if local >= torch.cuda.device_count():
+            raise BadInput(
+                f"process {local} of this machine, but {torch.cuda.device_count()} GPUs: start fewer processes"
+            )
+        torch.cuda.set_device(local)
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    if rank > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  the first process speaks for all
+
+
+def leave_processes() -> None:
+    """Part from the other processes at the end of a run."""
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
+def rank_and_size() -> tuple[int, int]:
+    """The number of this process, from 0, and how many there are."""
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
+def own_share(items: Sequence[Any]) -> Sequence[Any]:
+    """Those of the items that this process works on: every n-th."""
+    rank, size = rank_and_size()
+    return items[rank::size]
+
+
+def gather(results: Sequence[Any]) -> list[Any]:
+    """What every process made of its own_share, together and in the order of the items, for all processes."""
+    size = rank_and_size()[1]
+    if size == 1:
+        return list(results)
+    parts: list[Any] = [None] * size
+    distributed.all_gather_object(parts, list(results))
+    together: list[Any] = [None] * sum(map(len, parts))
+    for rank, part in enumerate(parts):
+        together[rank::size] = part
+    return together
+
+
+def add_up(sums: Mapping[str, Any]) -> dict[str, float]:
+    """The sums of all processes, each as a float64."""
+    values = torch.tensor([float(value) for value in sums.values()], dtype=torch.float64)
+    if rank_and_size()[1] > 1:
+        distributed.all_reduce(values)
+    return dict(zip(sums, values.tolist()))
+
+
+def wait_for_all() -> None:
+    """Go on when every process has come here."""
+    if rank_and_size()[1] > 1:
+        distributed.barrier()
+
+
+def place(network: nn.Module, settings: Any) -> nn.Module:
+    """The network on its device, laid out and compiled as the parameters ask for.
+
+    Args:
+        network: of MODELS.
+        settings: train.py's parameters, of which device, precision and compile count.
+    """
+    network = network.to(settings.device)
+    if settings.device == "cuda":
+        fast = settings.precision != "float32"  # else TF32 would round the factors of every product to 10 bits
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
+        torch.backends.cudnn.benchmark = True  # batches of one size: the fastest convolution is looked for once
+        if settings.precision == "bfloat16":
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if settings.compile:
+        # The convolutions only: the compiler does not gain with complex numbers and transforms.
+        parts = getattr(network, "networks", None) or [network.network]
+        try:
+            for inner in parts:
+                inner.compile()
+            with (
+                torch.random.fork_rng(),
+                torch.autocast(settings.device, torch.bfloat16, settings.precision == "bfloat16"),
+            ):
+                kspace = torch.randn(2, 64, 64, dtype=torch.complex64, device=settings.device)
+                network(kspace, kspace.real > 0, (64, 64)).abs().sum().backward()
+        except Exception as error:  # the compiler raises whatever the tools below it lead it to
+            torch.compiler.set_stance("force_eager")
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            print(f"torch.compile failed ({reason[:120]}): going on without it")
+        network.zero_grad()
+    return network
+
+
+def step_hooks(optimizer: torch.optim.Optimizer, network: nn.Module, clip: float, ema: float) -> nn.Module:
+    """Clip the gradients before every step, and follow the weights with a moving average after it.
+
+    Args:
+        clip: largest norm of the gradient; 0 leaves it.
+        ema: share of the old average in the new one; 0 for none. It begins smaller, so that the first weights
+            are soon forgotten.
+    Returns:
+        the network to use: a copy with the averaged weights, or `network` itself.
+    """
+    weights = [w for group in optimizer.param_groups for w in group["params"]]
+    if clip:
+
+        def limit(*_: Any) -> None:
+            nn.utils.clip_grad_norm_(weights, clip)
+
+        optimizer.register_step_pre_hook(limit)
+    if not ema:
+        return network
+    averaged = copy.deepcopy(network).requires_grad_(False)
+    steps = 0
+
+    @torch.no_grad()
+    def follow(*_: Any) -> None:
+        nonlocal steps
+        # A resumed optimizer knows how many steps there were. It is asked once: on a GPU, asking means waiting.
+        steps = steps + 1 if steps else int(optimizer.state[weights[0]]["step"])
+        keep = min(ema, (1 + steps) / (10 + steps))
+        for average, new in zip(averaged.parameters(), network.parameters()):
+            average.lerp_(new, 1 - keep)
+
+    optimizer.register_step_post_hook(follow)
+    return averaged
+
+
+def parallelize(network: nn.Module, device: str) -> nn.Module:
+    """The network whose backward pass averages the gradients over the processes."""
+    if rank_and_size()[1] == 1:
+        return network
+    gpus = [torch.cuda.current_device()] if device == "cuda" else None
+    return nn.parallel.DistributedDataParallel(network, device_ids=gpus)
 
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -2761,6 +3062,28 @@ def _refuse_endless(parameters: Mapping[str, Any]) -> None:
         most = 4096 if name == "features" else 64
         if len(value) > 64 or any(int(number) > most for number in re.findall(r"\d+", value)):
             raise ValueError(f"{name} {value[:64]}")
+
+
+def load_trained(settings: Any) -> tuple[Any, list[Volume]]:
+    """What train.py --evaluate needs: the network on its device, and the files of the folder `data` or its val/.
+
+    Args:
+        settings: train.py's parameters, of which evaluate, data, device and out count; the model's own
+            are set to the checkpoint's.
+    Raises:
+        BadInput: see load_model and read_folder; or `out` holds a training run.
+    """
+    if Path(settings.out, "checkpoint.pt").exists():
+        raise BadInput(f"{settings.out}: holds a training run: choose another --out for the reconstructions")
+    network = load_model(settings.evaluate)
+    trained: Any = network.settings
+    vars(settings).update({name: trained[name] for name in ("model", *MODEL_SETTINGS) if name in trained})
+    sampling = ("mask", "acceleration", "center_fraction")
+    other = [f"{name} {trained[name]}" for name in sampling if trained[name] != getattr(settings, name)]
+    if other:
+        print(f"{settings.evaluate}: trained with another {', '.join(other)}")
+    folder = demo_data() if settings.data == "data/demo" else Path(settings.data)
+    return network.to(settings.device), read_folder(folder if any(folder.glob("*.h5")) else folder / "val")
 
 
 def copy_weights(checkpoint: str | Path, network: nn.Module) -> None:
@@ -2898,16 +3221,30 @@ def read_numbers(text: str, name: str) -> list[float]:
 
 def check_numbers(settings: Any) -> None:
     """Refuse train.py's numbers that cannot work. Masks check theirs when a data set is made."""
-    for name in ("epochs", "batch_size"):
+    for name in ("epochs", "batch_size", "accumulate"):
         if getattr(settings, name) < 1:
             raise BadInput(f"{name} {getattr(settings, name)}: use a whole number of at least 1")
-    for name in ("workers", "train_slices", "seed", "features", "levels", "cascades", "adversarial_weight"):
+    at_least_0 = (
+        "workers",
+        "shards",
+        "train_slices",
+        "seed",
+        "features",
+        "levels",
+        "cascades",
+        "adversarial_weight",
+        "clip",
+    )
+    for name in at_least_0:
         if getattr(settings, name) < 0:
             raise BadInput(f"{name} {getattr(settings, name)}: use 0 or a positive number")
     if not 0 < settings.lr < math.inf:
         raise BadInput(f"lr {settings.lr}: use a positive number, such as 0.001")
-    if not 0 <= settings.dropout < 1:
-        raise BadInput(f"dropout {settings.dropout}: use a number from 0 to below 1")
+    for name in ("dropout", "ema"):
+        if not 0 <= getattr(settings, name) < 1:
+            raise BadInput(f"{name} {getattr(settings, name)}: use a number from 0 to below 1")
+    if settings.accumulate > 1 and settings.adversarial_weight:
+        raise BadInput("accumulate: adversarial training takes whole batches: set accumulate to 1, or lower batch_size")
 
 
 class Adversary:
@@ -2931,9 +3268,12 @@ class Adversary:
         """
         return self.others_loss(self.discriminator(image, given))
 
-    def learn(self, image: Tensor, target: Tensor, given: Tensor) -> dict[str, float]:
+    def learn(self, image: Tensor, target: Tensor, given: Tensor, share: float = 1.0) -> dict[str, float]:
         """One step of the discriminator on a batch of magnitudes; returns how it did before the step.
 
+        Args:
+            image, target, given: (batch, h, w) reconstruction, reference and zero-filled image.
+            share: see SameSizeBatches.plan.
         Returns:
             discriminator_loss, and discriminator_accuracy: the share of patches where the reference
             scores higher than the reconstruction (0.5 is guessing).
@@ -2941,7 +3281,12 @@ class Adversary:
         real, fake = self.discriminator(target, given), self.discriminator(image.detach(), given)
         loss = self.own_loss(real, fake)
         self.optimizer.zero_grad()
-        loss.backward()
+        (share * loss).backward()
+        if rank_and_size()[1] > 1:
+            for weights in self.discriminator.parameters():
+                gradient: Any = weights.grad
+                distributed.all_reduce(gradient)
+                gradient /= rank_and_size()[1]
         self.optimizer.step()
         return {"discriminator_loss": loss.item(), "discriminator_accuracy": (real > fake).float().mean().item()}
 
@@ -2989,12 +3334,14 @@ class RunState:
     """
 
     FIRST = ("best.pt", "checkpoint.pt")  # all that a run killed in its first save can leave, whole or .partial
-    MAY_CHANGE = ("data", "device", "epochs", "workers", "resume", "out")  # between a run and its resumption
+    # between a run and its resumption; shards because it follows the number of processes
+    MAY_CHANGE = ("data", "device", "epochs", "workers", "cache", "shards", "accumulate", "compile", "resume", "out")
 
     def __init__(self, settings: Any, parts: Mapping[str, Any]) -> None:
         self.settings, self.parts = settings, parts
         self.folder, self.seconds = Path(settings.out), 0.0
         self.history: list[dict[str, float]] = []
+        self.tensorboard: Any = None
         last = self.folder / "checkpoint.pt"
         if settings.resume and last.exists():
             self._load(read_checkpoint(last), last)
@@ -3029,7 +3376,7 @@ class RunState:
             raise BadInput(
                 f"{path}: its state does not fit this network and optimizer: choose another --out"
             ) from error
-        print(f"{path}: going on after epoch {self.epoch}")
+        print(f"{path}: going on after epoch {self.epoch}", flush=True)
 
     def save(self, row: Mapping[str, float], seconds: float) -> None:
         """Add an epoch to the history and write checkpoint and log.
@@ -3039,10 +3386,13 @@ class RunState:
         """
         if not math.isfinite(row["train_loss"]):
             raise BadInput(f"epoch {row['epoch']}: the loss is {row['train_loss']}: training diverged, lower lr")
-        if not self.history and not self.settings.resume:
+        first = rank_and_size()[0] == 0  # the one process that writes
+        if first and not self.history and not self.settings.resume:
             self._keep_earlier_run()
         self.history.append(dict(row))
         self.seconds += seconds
+        if not first:
+            return
         gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.empty(0, dtype=torch.uint8)
         content = {f"{name}_state": part.state_dict() for name, part in self.parts.items()} | {
             "parameters": vars(self.settings),
@@ -3058,6 +3408,20 @@ class RunState:
         save_checkpoint(self.folder / "checkpoint.pt", content)
         lines = [",".join(row), *(",".join(repr(value) for value in r.values()) for r in self.history)]
         replace_file(self.folder / "log.csv", lambda partial: partial.write_text("\n".join(lines) + "\n"))
+        self._log_to_tensorboard(row)
+
+    def _log_to_tensorboard(self, row: Mapping[str, float]) -> None:
+        if importlib.util.find_spec("tensorboard") is None:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        epoch = int(row["epoch"])
+        if self.tensorboard is None:  # what an earlier, broken-off run wrote of this and later epochs is forgotten
+            self.tensorboard = SummaryWriter(str(self.folder / "tensorboard"), purge_step=epoch)
+        for name, value in row.items():
+            if name != "epoch":
+                self.tensorboard.add_scalar(name, value, epoch)
+        self.tensorboard.flush()
 
     def _keep_earlier_run(self) -> None:
         if (self.folder / "checkpoint.pt").exists():
@@ -3081,6 +3445,7 @@ def describe(settings: Any, train_set: SliceDataset, val_set: SliceDataset) -> s
         f"{settings.data}{simulated}: {len(train_set)} training slices of {len(train_set.volumes)} volumes, "
         f"{len(val_set)} validation slices of {len(val_set.volumes)}; mask {settings.mask} "
         f"{settings.acceleration:g}x, centre {100 * settings.center_fraction:g} %; {settings.device}"
+        + (f", {rank_and_size()[1]} processes" if rank_and_size()[1] > 1 else "")
     )
 
 
@@ -3262,6 +3627,16 @@ def metrics_table(metrics: Mapping[str, Any], by_acquisition: bool = False) -> s
     return "\n".join(line.rstrip() for line in lines)
 
 
+def write_reconstruction(folder: str | Path, volume: Volume, image: Tensor) -> None:
+    """Write (slices, h, w) to folder/reconstructions under the volume's name, as fastMRI's evaluation reads it."""
+
+    def write(partial: Path) -> None:
+        with h5py.File(partial, "w") as file:
+            file["reconstruction"] = image.numpy()
+
+    replace_file(Path(folder) / "reconstructions" / volume.path.name, write)
+
+
 def save_run(
     folder: str | Path,
     metrics: Mapping[str, Any],
@@ -3278,14 +3653,11 @@ def save_run(
         val_set: the volumes that were reconstructed.
         history: a row per epoch, for the learning curves.
     """
+    if rank_and_size()[0] > 0:
+        return  # the first process writes
     folder, network = Path(folder), list(images)[-1]
     for volume, image in zip(val_set.volumes, images[network]):
-
-        def write(partial: Path, image: Tensor = image) -> None:
-            with h5py.File(partial, "w") as file:
-                file["reconstruction"] = image.numpy()
-
-        replace_file(folder / "reconstructions" / volume.path.name, write)
+        write_reconstruction(folder, volume, image)
     quality = [metrics["per_volume"][v.path.name][network]["ssim"] for v in val_set.volumes]
     order = np.argsort(quality)
     picks = {"worst": order[0], "median": order[len(order) // 2], "best": order[-1]}
@@ -3358,15 +3730,31 @@ def _compare_volume(val_set: SliceDataset, index: int, images: Mapping[str, Sequ
 
 
 def run_or_explain(run: Callable[[], Any]) -> Any:
-    """run(); outside a kernel a BadInput ends the program with its one line and exit status 1."""
+    """run(); outside a kernel a fault that the user can mend ends the program with one line.
+
+    Exit status: 1 after a fault, EXIT_RESTART (75) after SIGTERM: the same command with --resume goes on
+    after the last full epoch.
+    """
     if "get_ipython" in sys.modules["__main__"].__dict__:
         return run()
+    signal.signal(signal.SIGTERM, lambda number, _: STOP_SIGNALS.append(number))
+    program = Path(sys.argv[0]).name
     try:
         return run()
     except BadInput as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+        sys.exit(f"{program}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"{Path(sys.argv[0]).name}: interrupted; --resume goes on after the last full epoch")
+        sys.exit(f"{program}: interrupted; --resume goes on after the last full epoch")
+    except (Stopped, RuntimeError, MemoryError) as error:
+        if STOP_SIGNALS:  # also where another process that was stopped broke off the connection
+            print(f"{program}: stopped by SIGTERM; --resume goes on after the last full epoch", file=sys.stderr)
+            sys.exit(EXIT_RESTART)
+        text = str(error)
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+            sys.exit(f"{program}: out of memory: raise accumulate, lower batch_size or features, or use bfloat16")
+        if "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text):
+            sys.exit(f"{program}: a process that reads slices died (out of memory?): lower workers; --resume goes on")
+        raise
 
 
 def read_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:

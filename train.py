@@ -27,7 +27,7 @@ import sys; sys.path[:0] = [".", ".."]  # where mri_utils.py may be, seen from h
 # %%
 import math
 import time
-from collections import defaultdict
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -77,8 +77,15 @@ start_from: str = ""  # checkpoint whose weights training starts from (fine-tuni
 train_slices: int = 0  # train on this many slices only, spread evenly (0: all)
 seed: int = 0  # of the weights, the order of the slices and the training masks
 device: str = "auto"  # cpu, cuda, or auto: a GPU if there is one
-precision: str = "float32"  # of the network: float32 or bfloat16
+precision: str = "float32"  # of the network: float32, tf32 (on GPUs) or bfloat16
 workers: int = 0  # processes that read slices (0: the main process does)
+cache: str = ""  # folder on a fast disk or in memory for slices ready to train with ("": none)
+accumulate: int = 1  # pieces that a batch is taken in, one after the other: less memory, same steps
+clip: float = 0.0  # largest norm of the gradient of a step (0: any)
+ema: float = 0.0  # share of the old in a moving average of the weights, which is then the model (0: none)
+compile: bool = False  # let torch.compile make the convolutions faster, where it can
+shards: int = 0  # groups of files, each for one process of torchrun (0: as many as processes)
+evaluate: str = ""  # a checkpoint: reconstruct the files of `data` with it instead of training
 resume: bool = False  # go on with the run in the folder `out`, or start it if there is none
 out: str = "runs/unet"  # folder for checkpoints, log, metrics, figures and reconstructions
 
@@ -109,6 +116,8 @@ def load_data(settings):
     folder = mri.demo_data() if settings.data == "data/demo" else Path(settings.data)
     train, val = mri.read_folder(folder / "train"), mri.read_folder(folder / "val")
     mri.check_split(train, val)
+    if settings.cache:
+        train, val = mri.cache_volumes(train, settings.cache), mri.cache_volumes(val, settings.cache)
     sampling = settings.mask, settings.acceleration, settings.center_fraction
     val_set = mri.SliceDataset(val, *sampling)
     several = mri.read_numbers(settings.train_accelerations, "train_accelerations")
@@ -133,6 +142,9 @@ mri.show_sample(load_data(SimpleNamespace(**parameters))[0][0]);
 
 The whole of training: reconstruct a batch, compare magnitudes, step. Images are divided by the
 largest value of their volume, so that all volumes weigh alike.
+
+`torchrun --nproc-per-node=2 train.py` does the same in two processes, `--accumulate 2` in two pieces:
+then `share` weighs each part of a batch so that the step is that of the whole batch. Otherwise it is 1.
 """
 
 
@@ -140,39 +152,38 @@ largest value of their volume, so that all volumes weigh alike.
 def train_epoch(network, adversary, loader, optimizer, scheduler, settings):
     """One pass over the training slices; returns the mean loss per slice, and the adversary's figures."""
     network.train()
-    sums: dict[str, float] = defaultdict(float)
-    count = 0
-    for batch in mri.progress(loader, "training"):
-        batch = batch.to(settings.device)
+    sums: Counter = Counter()
+    for number, (batch, share) in enumerate(mri.training_batches(loader, settings.device), 1):
         peak = batch.maximum[:, None, None]
         image, target = mri.reconstruct(network, batch, settings.precision) / peak, batch.target / peak
         loss = mri.LOSSES[settings.loss](image, target)
-        logged = {"train_loss": loss.item()}
+        logged = {"train_loss": loss.detach().double()}
         if adversary:
             given = mri.reconstruct(mri.zero_filled, batch) / peak
             loss = loss + settings.adversarial_weight * adversary.doubt(image, given)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
+        (share * loss).backward()
+        if number % settings.accumulate == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
         if adversary:
-            logged |= adversary.learn(image, target, given)
-        for name, value in logged.items():
-            sums[name] += value * len(peak)
-        count += len(peak)
-    return {name: value / count for name, value in sums.items()}
+            logged |= adversary.learn(image, target, given, share)
+        slices = len(peak) if share else 0
+        sums.update({name: value * slices for name, value in logged.items()} | {"slices": slices})
+    total = mri.add_up(sums)
+    return {name: value / total["slices"] for name, value in total.items() if name != "slices"}
 
 
 # %%
-def score(method, val_set, settings):
+def score(method, val_set, settings, keep=True):
     """Every metric of every validation volume, the reconstructions, and the seconds per slice."""
-    rows, images, seconds = [], [], 0.0
-    for index in mri.progress(range(len(val_set.volumes)), "validation"):
+    found = []
+    for index in mri.progress(mri.own_share(range(len(val_set.volumes))), "validation"):
         image, target, spent = mri.reconstruct_volume(method, val_set, index, settings)
-        rows.append({name: metric(target, image) for name, metric in mri.METRICS.items()})
-        images.append(image)
-        seconds += spent
-    return rows, images, seconds / len(val_set)
+        row = {name: metric(target, image) for name, metric in mri.METRICS.items()}
+        found.append((row, image if keep else None, spent))
+    rows, images, seconds = zip(*mri.gather(found))
+    return list(rows), list(images), sum(seconds) / len(val_set)
 
 
 # %% [markdown]
@@ -181,7 +192,8 @@ def score(method, val_set, settings):
 
 After each epoch the checkpoint is written beside the old one and renamed: a run that is killed goes
 on with `--resume` from its last full epoch. All randomness follows from the seed, the epoch and the
-slice, so it goes on exactly as it would have.
+slice, so it goes on exactly as it would have. SIGTERM, with which a scheduler takes a machine back, ends
+the run after the step at hand with exit status 75: start it again with `--resume`.
 """
 
 # %%
@@ -197,12 +209,15 @@ SCHEDULES = {  # factor on the learning rate after the share t of all steps
 def prepare(settings, train_set):
     """The network, its optimizer and schedule, the discriminator if any, and the slices in batches."""
     torch.manual_seed(settings.seed)
-    network = mri.build_model(vars(settings)).to(settings.device)
+    network = mri.build_model(vars(settings))
     if settings.start_from:
         mri.copy_weights(settings.start_from, network)
-    optimizer = OPTIMIZERS[settings.optimizer](network.parameters(), lr=settings.lr)
-    loader = mri.make_loader(train_set, settings.batch_size, True, settings.workers)
-    factor, steps = SCHEDULES[settings.schedule], settings.epochs * len(loader)
+    network = mri.place(network, settings)
+    fused = {"fused": True} if settings.device == "cuda" and settings.optimizer != "rmsprop" else {}
+    optimizer = OPTIMIZERS[settings.optimizer](network.parameters(), lr=settings.lr, **fused)
+    sharing = settings.workers, settings.shards, settings.accumulate
+    loader = mri.make_loader(train_set, settings.batch_size, True, *sharing)
+    factor, steps = SCHEDULES[settings.schedule], settings.epochs * len(loader) // settings.accumulate
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: factor(k / steps))
     adversary = mri.Adversary(settings) if settings.adversarial_weight else None
     return network, adversary, loader, optimizer, scheduler
@@ -212,16 +227,19 @@ def prepare(settings, train_set):
 def train(settings, train_set, val_set):
     """Train for settings.epochs epochs; returns the network and its history."""
     network, adversary, loader, optimizer, scheduler = prepare(settings, train_set)
-    parts = {"model": network, "optimizer": optimizer, "scheduler": scheduler}
-    state = mri.RunState(settings, parts | ({"adversary": adversary} if adversary else {}))
+    model = mri.step_hooks(optimizer, network, settings.clip, settings.ema)  # its average, if asked for
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    parts |= {"network": network} if settings.ema else {}
+    parts |= {"adversary": adversary} if adversary else {}
+    state, parallel = mri.RunState(settings, parts), mri.parallelize(network, settings.device)
     for epoch in range(state.epoch, settings.epochs):
         start, train_set.epoch = time.time(), epoch
-        logged = train_epoch(network, adversary, loader, optimizer, scheduler, settings)
-        rows, _, _ = score(network.eval(), val_set, settings)
+        logged = train_epoch(parallel, adversary, loader, optimizer, scheduler, settings)
+        rows, _, _ = score(model.eval(), val_set, settings, keep=False)
         figures = {f"val_{m}": mri.mean(row[m] for row in rows) for m in ("ssim", "psnr", "nmse")}
         state.save({"epoch": epoch + 1, **logged, **figures}, time.time() - start)
         print(state.line(), flush=True)
-    return network, state
+    return model, state
 
 
 # %% [markdown]
@@ -234,7 +252,7 @@ its weight tuned on training slices only.
 
 
 # %%
-def evaluate(settings, network, train_set, val_set):
+def score_all(settings, network, train_set, val_set):
     """Score zero filling, TV and the network on the validation volumes; also their images."""
     sampling = settings.mask, settings.acceleration, settings.center_fraction
     tuning_set = mri.SliceDataset(train_set.volumes, *sampling, seed=settings.seed)
@@ -245,6 +263,39 @@ def evaluate(settings, network, train_set, val_set):
     metrics = mri.summarize_run(scores, val_set, settings, train_set)
     metrics["tv_weight"] = weight
     return metrics, {name: images for name, (_, images, _) in scores.items()}
+
+
+# %% [markdown]
+"""
+## A trained network on other files
+
+`python train.py --evaluate runs/unet/checkpoint.pt --data FOLDER --out runs/other` reconstructs every
+file of a folder. Those with a reference are undersampled and scored; test files, which are
+undersampled already and carry their mask, are reconstructed only.
+"""
+
+
+# %%
+def reconstruct_folder(settings):
+    """Write the reconstruction of every file; score those that have a reference. Returns the metrics, if any."""
+    network, volumes = mri.load_trained(settings)
+    sampling = settings.mask, settings.acceleration, settings.center_fraction
+    test_files = mri.SliceDataset([v for v in volumes if v.mask is not None], *sampling)
+    others = mri.SliceDataset([v for v in volumes if v.mask is None], *sampling)
+    start, metrics = time.perf_counter(), {}
+    for index in mri.progress(mri.own_share(range(len(test_files.volumes))), "test files"):
+        image, _, _ = mri.reconstruct_volume(network, test_files, index, settings)
+        mri.write_reconstruction(settings.out, test_files.volumes[index], image)
+    if others.volumes:
+        scores = {"zero_filled": score(mri.zero_filled, others, settings)}
+        scores[settings.model] = score(network, others, settings)
+        metrics = mri.summarize_run(scores, others, settings)
+        images = {name: stacks for name, (_, stacks, _) in scores.items()}
+        mri.save_run(settings.out, metrics, images, others, network.history)
+        print(mri.metrics_table(metrics))
+    seconds, slices = time.perf_counter() - start, len(test_files) + len(others)
+    print(f"{settings.out}: {slices} slices, {slices / seconds:.1f} per second, from file to file")
+    return metrics
 
 
 # %% [markdown]
@@ -265,26 +316,35 @@ def check(settings):
     mri.choose(SCHEDULES, settings.schedule, "schedule")
     mri.choose(mri.LOSSES, settings.loss, "loss")
     mri.choose(mri.ADVERSARIAL, settings.adversarial, "adversarial form")
-    mri.choose({"float32": None, "bfloat16": None}, settings.precision, "precision")
+    mri.choose({"float32": None, "tf32": None, "bfloat16": None}, settings.precision, "precision")
     mri.check_numbers(settings)
     settings.device = mri.choose_device(settings.device)
 
 
 # %%
-def run(**changes):
-    """Train and evaluate with the parameters above, some of them changed; returns metrics.json."""
-    for name in changes:
-        mri.choose(parameters, name, "parameter")
-    settings = SimpleNamespace(**{**parameters, **changes})
-    check(settings)
+def train_and_score(settings):
+    """Train a network, score it beside the other methods, write the run folder; returns metrics.json."""
     train_set, val_set = load_data(settings)
     print(mri.describe(settings, train_set, val_set))
     network, state = train(settings, train_set, val_set)
-    metrics, images = evaluate(settings, network, train_set, val_set)
+    metrics, images = score_all(settings, network, train_set, val_set)
     metrics |= {"train_seconds": state.seconds, "parameters_count": mri.count_parameters(network)}
     metrics["warnings"] += mri.training_warnings(state.history)
     mri.save_run(settings.out, metrics, images, val_set, state.history)
     print(mri.metrics_table(metrics), f"All of it, with figures: {settings.out}", sep="\n")
+    return metrics
+
+
+# %%
+def run(**changes):
+    """Do what the parameters above ask for, some of them changed; returns metrics.json."""
+    for name in changes:
+        mri.choose(parameters, name, "parameter")
+    settings = SimpleNamespace(**{**parameters, **changes})
+    check(settings)
+    mri.join_processes(settings.device)
+    metrics = reconstruct_folder(settings) if settings.evaluate else train_and_score(settings)
+    mri.leave_processes()
     return metrics
 
 

@@ -1,0 +1,227 @@
+"""How fast is it? Prints, in one run and side by side: this book, PyPI's fastmri 0.3.0, and the machine's limits.
+
+usage: python tests/benchmark.py [--repeats 5] [--slices 8] [--batch 2] [--folder FOLDER]
+
+Medians of alternated repeats, so that a busy moment hits all alike. One core (or one GPU where there is one; that
+part has not been run on a GPU yet). Random k-space in files of 640x368, the size of fastMRI's knee data: the time
+does not depend on what the image shows. Never a test: a figure depends on the machine. At most five minutes.
+"""
+
+import argparse
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from skimage.metrics import structural_similarity
+
+import mri_utils as mri
+
+try:
+    from fastmri.data.mri_data import SliceDataset
+    from fastmri.data.subsample import create_mask_for_mask_type
+    from fastmri.data.transforms import UnetDataTransform
+    from fastmri.models import Unet
+except ImportError:
+    sys.exit("benchmark.py: needs the package it compares with: pip install --no-deps fastmri==0.3.0")
+
+SIZE = (640, 368)
+CROP = (320, 320)
+SAMPLING = {"mask": "random", "acceleration": 4.0, "center_fraction": 0.08}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def seconds(work):
+    """Time of one call, the GPU's work included."""
+    start = time.perf_counter()
+    work()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def alternate(candidates, repeats):
+    """Name -> median seconds; each is run once for warming up, then all in turn."""
+    times = {name: [] for name in candidates}
+    for repeat in range(repeats + 1):
+        for name, work in candidates.items():
+            spent = seconds(work)
+            if repeat:
+                times[name].append(spent)
+    return {name: statistics.median(spent) for name, spent in times.items()}
+
+
+def show(title, unit, figures, work, reference):
+    """A table of `work` units per second, and how many times the reference each is."""
+    print(f"\n{title}")
+    for name, spent in figures.items():
+        print(f"  {name:58s}{work / spent:10.1f} {unit}/s{figures[reference] / spent:8.2f} x")
+
+
+def write_files(folder, slices):
+    """Two files of random k-space that looks like k-space: strong in the centre."""
+    generator = torch.Generator().manual_seed(0)
+    for name in ("a", "b"):
+        kspace = torch.randn((slices, *SIZE), dtype=torch.complex64, generator=generator)
+        rows, columns = (torch.linspace(-1, 1, n) for n in SIZE)
+        kspace = kspace / (0.01 + rows[:, None] ** 2 + columns**2) * 1e-6
+        mri.write_volume(
+            folder / "files" / f"{name}.h5", kspace, target_size=CROP, acquisition="CORPD_FBK", patient_id=name
+        )
+
+
+def data_path(folder, repeats):
+    """Slices per second from file to what the network takes, and to the zero-filled image."""
+    files = folder / "files"
+    raw = mri.read_folder(files)
+    cached = mri.cache_volumes(raw, folder / "cache")
+    sets = {
+        "this book, raw files": mri.SliceDataset(raw, *SAMPLING.values(), seed=0),
+        "this book, cache": mri.SliceDataset(cached, *SAMPLING.values(), seed=0),
+    }
+    masks = create_mask_for_mask_type("random", [SAMPLING["center_fraction"]], [int(SAMPLING["acceleration"])])
+    reference = "fastmri: its SliceDataset and UnetDataTransform"
+    theirs = SliceDataset(files, challenge="singlecoil", transform=UnetDataTransform("singlecoil", masks))
+    count = len(theirs)
+
+    def read(dataset):
+        return lambda: [dataset[i] for i in range(count)]
+
+    def to_image(dataset):
+        def work():
+            for i in range(count):
+                sample = dataset[i]
+                mri.normalize(mri.zero_filled(sample.kspace, sample.mask, CROP).abs(), 6)
+
+        return work
+
+    candidates = {reference: read(theirs)}
+    candidates |= {f"{name}, masked k-space": read(dataset) for name, dataset in sets.items()}
+    candidates |= {f"{name}, normalised zero-filled image": to_image(dataset) for name, dataset in sets.items()}
+    figures = alternate(candidates, repeats)
+    show("Data path, 640x368, one core; fastmri ends at the image", "slices", figures, count, reference)
+
+
+def training(batch, repeats):
+    """Images per second of a training step and of inference at 320x320, U-Nets of 32 features."""
+    kspace = torch.randn(batch, *CROP, dtype=torch.complex64, device=DEVICE)
+    mask = mri.sampling_mask("random", CROP, 4, 0.08, 0).to(DEVICE)
+    kspace, target = kspace * mask, kspace.abs()
+    known = mask.expand(batch, 1, CROP[1])
+
+    def ours(settings, precision):
+        settings = SimpleNamespace(**settings, features=32, device=DEVICE, precision=precision, compile=False)
+        network = mri.place(mri.build_model(vars(settings)), settings)
+        optimizer = torch.optim.RMSprop(network.parameters(), 0.001)
+        sample = mri.Sample(kspace, known, target, *(torch.ones(batch, device=DEVICE) for _ in range(4)))
+
+        def step():
+            optimizer.zero_grad()
+            mri.l1_loss(mri.reconstruct(network, sample, precision), target).backward()
+            optimizer.step()
+
+        return step, torch.inference_mode()(lambda: mri.reconstruct(network, sample, precision))
+
+    network = Unet(1, 1, chans=32, num_pool_layers=4).to(DEVICE)
+    optimizer = torch.optim.RMSprop(network.parameters(), 0.001)
+    image = target[:, None]
+
+    def fastmri_step():  # float32, as its default loop does
+        optimizer.zero_grad()
+        torch.nn.functional.l1_loss(network(image)[:, 0], target).backward()
+        optimizer.step()
+
+    reference = "fastmri: its Unet, 7.8 million weights, float32"
+    own = "this book, {}"
+    steps, images = {reference: fastmri_step}, {reference: torch.inference_mode()(lambda: network(image))}
+    kinds = {
+        "magnitude_unet (levels 4)": {"model": "magnitude_unet"},
+        "unet (complex, data consistency)": {"model": "unet"},
+    }
+    for name, settings in kinds.items():
+        for precision in ("float32", "bfloat16") if DEVICE == "cuda" else ("float32",):
+            steps[own.format(f"{name}, {precision}")], images[own.format(f"{name}, {precision}")] = ours(
+                settings, precision
+            )
+    counts = [mri.count_parameters(n) for n in (network, mri.build_model({"model": "magnitude_unet", "features": 32}))]
+    figures = alternate(steps, repeats)
+    show(f"Training, 320x320, batch {batch} (weights: {counts[0]}, {counts[1]})", "images", figures, batch, reference)
+    show("Inference, the same", "images", alternate(images, repeats), batch, reference)
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        fastmri_step()
+    return counter.get_total_flops() / batch, figures, batch
+
+
+def limits(flops, figures, batch, repeats):
+    """What the machine could do: matrix products and copies, and how near the training comes."""
+    n = 4096 if DEVICE == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=DEVICE) for _ in range(2))
+    block = torch.empty(2**26, device=DEVICE)
+    spent = alternate({"product": lambda: a @ b, "copy": lambda: block.clone()}, repeats)
+    rate = 2 * n**3 / spent["product"]
+    print(
+        f"\nThe machine: matrix products {rate / 1e9:.1f} Gflop/s (float32, {n}x{n}), "
+        f"copies {2 * block.numel() * 4 / spent['copy'] / 1e9:.1f} GB/s (read and written)"
+    )
+    for name, step in figures.items():
+        if "magnitude" in name or "fastmri" in name:
+            share = flops * batch / step / rate
+            print(f"  {name:58s}{flops / 1e9:7.1f} Gflop per training image: {100 * share:5.1f} % of that rate")
+
+
+def quality(slices, repeats):
+    """SSIM of a volume: ours on the device against scikit-image's."""
+    target, noise = (torch.rand(slices, *CROP, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    prediction = target + 0.1 * noise
+    there = target.to(DEVICE), prediction.to(DEVICE)
+
+    def theirs():
+        return (
+            sum(
+                structural_similarity(t, p, data_range=float(target.max()))
+                for t, p in zip(target.numpy(), prediction.numpy())
+            )
+            / slices
+        )
+
+    candidates = {"scikit-image": theirs, f"this book, {DEVICE}": lambda: mri.ssim(*there)}
+    show(
+        f"SSIM of 320x320 slices (difference {abs(theirs() - mri.ssim(*there)):.1e})",
+        "slices",
+        alternate(candidates, repeats),
+        slices,
+        "scikit-image",
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="of everything, after one for warming up")
+    parser.add_argument("--slices", type=int, default=8, help="in each of two files")
+    parser.add_argument("--batch", type=int, default=2, help="images per training step")
+    parser.add_argument("--folder", help="for the files, 5 MB a slice (default: a temporary one)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    name = torch.cuda.get_device_name() if DEVICE == "cuda" else "one CPU core"
+    print(f"{name}, PyTorch {torch.__version__}, {arguments.repeats} alternated repeats, medians")
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        write_files(Path(folder), arguments.slices)
+        data_path(Path(folder), arguments.repeats)
+    quality(arguments.slices, arguments.repeats)
+    limits(*training(arguments.batch, arguments.repeats), arguments.repeats)
+    print(
+        f"\nPeak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB"
+        + (f", of the GPU {torch.cuda.max_memory_allocated() / 2**30:.2f} GB" if DEVICE == "cuda" else "")
+        + f"; all of it took {time.perf_counter() - start:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,459 @@
+"""train.py on several processes, from a cache, in pieces; stopped and killed; on a folder of other files."""
+
+import importlib
+import json
+import os
+import random as chance
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import mri_utils as mri
+
+SMALL = {"epochs": 3, "features": 4, "levels": 2, "batch_size": 3, "loss": "l1"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONPATH": str(mri.ROOT)}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+# train.py without the evaluation at its end, which the other tests have; notes which process reads which file
+SCRIPT = """
+import sys, json
+from types import SimpleNamespace
+import mri_utils as mri, train
+changes = json.loads(sys.argv[1])
+settings = SimpleNamespace(**train.parameters | changes)
+train.check(settings)
+mri.join_processes(settings.device)
+train_set, val_set = train.load_data(settings)
+read, kspace = set(), mri.Volume.kspace
+mri.Volume.kspace = lambda self, i: (read.add(str(self.path)), kspace(self, i))[1]
+def work():
+    network, state = train.train(settings, train_set, val_set)
+    rows, images, _ = train.score(network, val_set, settings)
+    everybody = mri.gather([sorted(read)])
+    if mri.rank_and_size()[0] == 0:
+        figures = {"read": everybody, "rows": rows, "images": [float(x.sum()) for x in images]}
+        print(json.dumps(figures))
+    mri.leave_processes()
+mri.run_or_explain(work)
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tiny, tmp_path_factory):
+    """The tiny data with a third validation file, so that two processes have unequal shares."""
+    folder = tmp_path_factory.mktemp("data") / "demo"
+    shutil.copytree(tiny, folder)
+    path = shutil.copy(sorted((folder / "val").iterdir())[0], folder / "val" / "third.h5")
+    with h5py.File(path, "r+") as file:
+        file["kspace"][...] = file["kspace"][...][:, ::-1]
+        del file["reconstruction_esc"]
+        file.attrs["patient_id"] = "third"
+    return folder
+
+
+def words(data, out, **changes):
+    return ["-c", SCRIPT, json.dumps(SMALL | {"data": str(data), "out": str(out)} | changes)]
+
+
+def train(data, out, processes=1, **changes):
+    """Train in a new process, or in two; returns what SCRIPT prints."""
+    start = [sys.executable]
+    command = words(data, out, **changes)
+    if processes > 1:  # torchrun wants a file
+        start, script = TORCHRUN, out.parent / "script.py"
+        script.write_text(SCRIPT)
+        command = [str(script), command[2]]
+    done = subprocess.run([*start, *command], cwd=out.parent, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def log(out):
+    return np.array([line.split(",") for line in (out / "log.csv").read_text().splitlines()[1:]], float)
+
+
+def only_train(data, out, **changes):
+    """The training of train.py in this process."""
+    module = importlib.import_module("train")
+    settings = SimpleNamespace(**module.parameters | SMALL | {"data": str(data), "out": str(out)} | changes)
+    module.check(settings)
+    return module.train(settings, *module.load_data(settings))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the other processes: sums of more threads round differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """An undisturbed run in one process, its plan that of two."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return SimpleNamespace(out=out, figures=train(data, out, shards=2))
+
+
+# --- several processes ------------------------------------------------------------------------------
+
+
+def test_two_processes_take_the_same_steps(whole, data, tmp_path):
+    figures = train(data, tmp_path / "run", processes=2)
+    assert np.allclose(log(tmp_path / "run"), log(whole.out), rtol=1e-5)
+    for one, other in zip(whole.figures["rows"], figures["rows"], strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+    assert figures["images"] == pytest.approx(whole.figures["images"], rel=1e-5) and len(figures["images"]) == 3
+    ours, theirs = figures["read"]
+    assert not set(ours) & set(theirs)  # no file was read by both
+    assert set(ours) | set(theirs) == set(whole.figures["read"][0]) and len(ours) > 1 < len(theirs)
+
+
+def test_adversarial_training_in_two_processes(data, tmp_path):
+    kind = {"adversarial_weight": 0.1, "epochs": 2}
+    train(data, tmp_path / "one", shards=2, **kind)
+    train(data, tmp_path / "two", processes=2, **kind)
+    assert np.allclose(log(tmp_path / "one"), log(tmp_path / "two"), rtol=1e-4)
+    assert log(tmp_path / "one").shape == (2, 7)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(whole, data, tmp_path):
+    """What elastic restarts need: the last checkpoint, and no more."""
+    shutil.copytree(whole.out, tmp_path / "run")
+    train(data, tmp_path / "run", processes=2, epochs=4, resume=True)
+    train(data, tmp_path / "run", epochs=5, resume=True)
+    assert len(log(tmp_path / "run")) == 5
+    assert np.array_equal(log(tmp_path / "run")[:3], log(whole.out))
+
+
+def plans(dataset, processes, monkeypatch, **options):
+    for rank in range(processes):
+        monkeypatch.setattr(mri, "rank_and_size", lambda rank=rank: (rank, processes))
+        sampler = mri.SameSizeBatches(dataset, 3, True, **options)
+        assert [part for part, _ in sampler.plan()] == list(sampler) and len(sampler) == len(sampler.plan())
+        yield sampler.batches(), sampler.plan()
+
+
+@pytest.mark.parametrize("processes,shards,pieces", [(1, 0, 1), (1, 4, 2), (2, 0, 1), (2, 4, 3), (4, 4, 1)])
+def test_every_slice_counts_once(tiny, monkeypatch, processes, shards, pieces):
+    dataset = mri.SliceDataset(mri.read_folder(tiny / "train"), "random", 4, 0.1, seed=0)
+    found = list(plans(dataset, processes, monkeypatch, shards=shards, pieces=pieces))
+    (reference, _), *_ = plans(dataset, 1, monkeypatch, shards=shards or processes)
+    steps = [[] for _ in reference]
+    shares = np.zeros(len(reference))
+    for batches, plan in found:
+        assert batches == reference  # the number of processes changes no batch
+        for number, (part, share) in enumerate(plan):
+            steps[number // pieces] += part if share else []
+            shares[number // pieces] += share / processes
+            assert len({dataset.size(i) for i in part}) == 1 and len(part) >= 1
+    assert [sorted(step) for step in steps] == [sorted(batch) for batch in reference]
+    assert np.allclose(shares, 1)
+    files = [{dataset.slices[i][0] for part, _ in plan for i in part} for _, plan in found]
+    assert sum(map(len, files)) == len(set.union(*files)) == 4
+
+
+def test_shards_keep_batches_even(tiny, monkeypatch):
+    """Files of one size, two groups: every batch of 4 takes 2 from each."""
+    dataset = mri.SliceDataset(mri.read_folder(tiny / "train") * 2, "random", 4, 0.1, seed=0)
+    dataset.size = lambda index: (48, 48)
+    sampler = mri.SameSizeBatches(dataset, 4, True, shards=2)
+    assert all(sum(sampler.shard(i) for i in batch) == 2 for batch in sampler)
+    plain = mri.SameSizeBatches(dataset, 4, True).batches()
+    assert plain != sampler.batches() and sorted(map(len, plain)) == sorted(map(len, sampler))
+
+
+def test_what_cannot_be_shared_is_refused(tiny, monkeypatch):
+    dataset = mri.SliceDataset(mri.read_folder(tiny / "train"), "random", 4, 0.1, seed=0)
+    monkeypatch.setattr(mri, "rank_and_size", lambda: (1, 2))
+    with pytest.raises(mri.BadInput, match="shards 3 on 2 processes: use a multiple of 2"):
+        mri.SameSizeBatches(dataset, 2, True, shards=3)
+    dataset.slices = dataset.slices[:2]  # of the first file
+    with pytest.raises(mri.BadInput, match="process 1 has no training file"):
+        mri.SameSizeBatches(dataset, 2, True)
+
+
+# --- the same steps with less memory, less reading --------------------------------------------------
+
+
+def test_pieces_take_the_same_steps(whole, data, tmp_path):
+    only_train(data, tmp_path / "run", shards=2, accumulate=2)
+    assert np.allclose(log(tmp_path / "run"), log(whole.out), rtol=1e-5)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_cache_changes_nothing(whole, data, tmp_path, workers, monkeypatch):
+    cache = tmp_path / "cache"
+    options = {"shards": 2, "cache": str(cache), "workers": workers}
+    only_train(data, tmp_path / "filled", epochs=1, **options)
+    files = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert len(files) == 7
+    with monkeypatch.context() as patched:  # from now on no file of k-space is opened
+        patched.setattr(mri.Volume, "_read", lambda *_: pytest.fail("read again"))
+        only_train(data, tmp_path / "run", **options)
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == files
+    assert (tmp_path / "run" / "log.csv").read_bytes() == (whole.out / "log.csv").read_bytes()
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_cached_slices_are_bit_for_bit_the_same(data, tmp_path, augment):
+    volumes = mri.read_folder(data / "train") + mri.read_folder(data / "val")
+    sets = [
+        mri.SliceDataset(v, "gaussian_2d", 4, 0.1, seed=0, augment=augment)
+        for v in (volumes, mri.cache_volumes(volumes, tmp_path))
+    ]
+    for raw, cached in zip(*sets, strict=True):
+        for field in mri.SAMPLE_FIELDS:
+            assert torch.equal(getattr(raw, field), getattr(cached, field)), field
+    assert raw.kspace.shape[-2] < volumes[0].shape[-2] or augment  # the crop along the readout was made
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert size == sum(len(v) * (8 * v.target_size[0] * v.shape[-1] + v.shape[-1] + 4 * 48 * 48) for v in volumes)
+
+
+def test_a_changed_file_is_cached_anew_and_a_damaged_cache_is_named(data, tmp_path):
+    path = shutil.copy(sorted((data / "train").iterdir())[0], tmp_path / "a.h5")
+    (before,) = mri.cache_volumes(mri.read_folder(tmp_path), tmp_path / "cache")
+    with h5py.File(path, "r+") as file:
+        file["kspace"][...] = file["kspace"][...] * 2
+    (after,) = mri.cache_volumes(mri.read_folder(tmp_path), tmp_path / "cache")
+    assert torch.equal(after.cropped(1)[0], 2 * before.cropped(1)[0])
+    os.truncate(after.store, 1000)
+    with pytest.raises(mri.BadInput, match=f"{after.store.name}: slice 1 of the cache is unreadable: delete the file"):
+        after.cropped(1)
+    (mended,) = mri.cache_volumes(mri.read_folder(tmp_path), tmp_path / "cache")
+    assert torch.equal(mended.target(1), mri.read_volume(path).target(1))
+
+
+def test_memory_and_open_files_stay_as_they_are(data, tmp_path):
+    code = f"""
+import os, mri_utils as mri, torch
+torch.set_num_threads(1)
+raw = mri.read_folder({str(data / "train")!r})
+loaders = [mri.make_loader(mri.SliceDataset(v, "random", 4, .1, seed=0), 3, True)
+           for v in (raw, mri.cache_volumes(raw, {str(tmp_path)!r}))]
+def state():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096, len(os.listdir("/proc/self/fd"))
+for epoch in range(50):
+    for loader in loaders:
+        loader.dataset.epoch = epoch
+        for batch, share in mri.training_batches(loader, "cpu"):
+            pass
+    if epoch == 1:
+        early = state()
+print(*early, *state())
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    early, files, late, files_late = map(int, done.stdout.split())
+    assert late < 1.05 * early and files == files_late
+
+
+# --- compute options --------------------------------------------------------------------------------
+
+
+def steps_with(**options):
+    """Weights of a linear unit after 0, 1, 2 .. steps, what the hook returned after each, and the gradients' norms."""
+    torch.manual_seed(0)
+    network = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.5)
+    model = mri.step_hooks(optimizer, network, **options)
+    history, averages, norms = [network.weight.detach().clone()], [], []
+    for step in range(4):
+        optimizer.zero_grad()
+        (network(torch.ones(3)) * (step + 5)).sum().backward()
+        optimizer.step()
+        history.append(network.weight.detach().clone())
+        averages.append(model.weight.detach().clone())
+        norms.append(float(torch.cat([w.grad.flatten() for w in network.parameters()]).norm()))
+    return history, averages, norms
+
+
+def test_moving_average_of_the_weights():
+    history, averages, _ = steps_with(clip=0.0, ema=0.3)
+    expected = history[0]
+    for step, weight in enumerate(history[1:], 1):
+        keep = min(0.3, (1 + step) / (10 + step))
+        expected = keep * expected + (1 - keep) * weight
+        assert torch.allclose(averages[step - 1], expected, atol=1e-6)
+    history, averages, _ = steps_with(clip=0.0, ema=0.0)
+    assert all(torch.equal(a, b) for a, b in zip(history[1:], averages))
+
+
+def test_gradients_are_clipped():
+    assert min(steps_with(clip=0.0, ema=0.0)[2]) > 10
+    assert max(steps_with(clip=2.0, ema=0.0)[2]) == pytest.approx(2, rel=1e-4)
+    assert min(steps_with(clip=1e6, ema=0.0)[2]) > 10
+
+
+def test_average_is_saved_scored_and_resumed(data, tmp_path):
+    model, _ = only_train(data, tmp_path / "whole", ema=0.9, clip=0.5)
+    content = mri.read_checkpoint(tmp_path / "whole" / "checkpoint.pt")
+    loaded = mri.load_model(tmp_path / "whole" / "checkpoint.pt").state_dict()
+    assert all(torch.equal(loaded[name], w) for name, w in model.state_dict().items())
+    assert any(not torch.equal(loaded[name], w) for name, w in content["network_state"].items())
+    options = {
+        "ema": 0.9,
+        "clip": 0.5,
+        "schedule": "constant",
+    }  # for a shorter training to be the beginning of a longer
+    only_train(data, tmp_path / "undisturbed", **options)
+    only_train(data, tmp_path / "resumed", **options, epochs=1)
+    only_train(data, tmp_path / "resumed", **options, resume=True)
+    assert (tmp_path / "resumed" / "log.csv").read_bytes() == (tmp_path / "undisturbed" / "log.csv").read_bytes()
+
+
+def test_compiling_falls_back_with_a_line(monkeypatch, capsys):
+    settings = SimpleNamespace(model="unet", features=4, levels=2, device="cpu", precision="float32", compile=True)
+    network = mri.build_model(vars(settings))
+
+    def fail(*_, **__):
+        raise RuntimeError("no compiler here\nwith details")
+
+    def compile_to_a_fault(module):
+        module.register_forward_pre_hook(lambda *_: fail() if not stances else None)
+
+    stances = []
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_to_a_fault)
+    monkeypatch.setattr(torch.compiler, "set_stance", stances.append)
+    before = torch.get_rng_state()
+    assert mri.place(network, settings) is network
+    assert capsys.readouterr().out == "torch.compile failed (no compiler here): going on without it\n"
+    assert stances == ["force_eager"] and torch.equal(torch.get_rng_state(), before)
+    assert all(w.grad is None for w in network.parameters())
+
+
+# --- stopped and killed -----------------------------------------------------------------------------
+
+
+def wait_for_epochs(out, count, process):
+    while process.poll() is None and not ((out / "log.csv").exists() and len(log(out)) >= count):
+        time.sleep(0.005)
+
+
+def test_sigterm_ends_with_a_restartable_status(data, tmp_path):
+    changes = {"epochs": 12, "batch_size": 1}
+    train(data, tmp_path / "whole", **changes)
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, *words(data, out, **changes)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_epochs(out, 1, process)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == mri.EXIT_RESTART == 75
+    assert told.count("\n") == 1 and "stopped by SIGTERM; --resume goes on" in told
+    assert 1 <= len(log(out)) < 12
+    train(data, out, resume=True, **changes)
+    assert (out / "log.csv").read_bytes() == (tmp_path / "whole" / "log.csv").read_bytes()
+
+
+def test_kills_at_random_moments_lose_nothing(data, tmp_path):
+    """MRI_KILLS=20 for the long form: as many kills in a row, at any moment from the start of the program on."""
+    kills = int(os.environ.get("MRI_KILLS", "3"))
+    changes = {"epochs": 4 * kills, "batch_size": 2, "dropout": 0.1, "cache": str(tmp_path / "cache")}
+    start = time.perf_counter()
+    figures = train(data, tmp_path / "whole", **changes)
+    seconds, out, random = time.perf_counter() - start, tmp_path / "run", chance.Random(0)
+    done = 0
+    for _ in range(kills):
+        command = [sys.executable, *words(data, out, resume=True, **changes)]
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(random.uniform(0.3, 0.9) * min(seconds, 6))
+        process.kill()
+        process.wait()
+        if (out / "checkpoint.pt").exists():
+            epoch = mri.read_checkpoint(out / "checkpoint.pt")["epoch"]
+            assert epoch >= done  # what was done stays done
+            done = epoch
+    assert train(data, out, resume=True, **changes)["rows"] == figures["rows"]
+    assert (out / "log.csv").read_bytes() == (tmp_path / "whole" / "log.csv").read_bytes()
+
+
+@pytest.fixture
+def own_signals():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+    mri.STOP_SIGNALS.clear()
+
+
+def explained(run):
+    with pytest.raises(SystemExit) as end:
+        mri.run_or_explain(run)
+    return end.value.code
+
+
+def test_out_of_memory_and_dead_workers_are_explained(tiny, own_signals):
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    assert "out of memory: raise accumulate, lower batch_size" in explained(full)
+    assert "out of memory" in explained(lambda: torch.empty(2**50))  # the CPU's own words
+
+    class Deadly(mri.SliceDataset):
+        def __getitem__(self, index):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    loader = mri.make_loader(Deadly(mri.read_folder(tiny / "train"), "random", 4, 0.1, seed=0), 2, True, workers=1)
+    assert "a process that reads slices died" in explained(lambda: list(loader))
+
+    def wrong():
+        raise RuntimeError("a fault of the program")
+
+    with pytest.raises(RuntimeError, match="a fault of the program"):  # is not hidden
+        mri.run_or_explain(wrong)
+
+
+# --- a trained network on other files ---------------------------------------------------------------
+
+
+def test_evaluate_reconstructs_files_with_and_without_reference(whole, data, tmp_path, capsys):
+    folder = tmp_path / "files"
+    shutil.copytree(data / "val", folder)
+    (volume, *_) = mri.read_folder(folder)
+    kspace = torch.stack([volume.kspace(i) for i in range(len(volume))])
+    mask = mri.sampling_mask("random", kspace.shape, 4, 0.08, seed=1)
+    about = {"target_size": volume.target_size, "acquisition": "test", "patient_id": "x"}
+    mri.write_volume(folder / "test.h5", kspace, mask=mask, **about)
+    module, out = importlib.import_module("train"), tmp_path / "out"
+    checkpoint = str(whole.out / "checkpoint.pt")
+    metrics = module.run(evaluate=checkpoint, data=str(folder), out=str(out), acceleration=5.0)
+    printed = capsys.readouterr().out
+    assert f"{checkpoint}: trained with another acceleration 4.0" in printed
+    assert "8 slices, " in printed and "per second" in printed
+    assert json.loads((out / "metrics.json").read_text())["per_volume"] == metrics["per_volume"]
+    assert len(metrics["per_volume"]) == 3 and metrics["parameters"]["features"] == 4
+    network = mri.load_model(checkpoint)
+    for v in mri.read_folder(folder):
+        with h5py.File(out / "reconstructions" / v.path.name) as file:
+            stored = torch.from_numpy(file["reconstruction"][()])
+        expected, target, _ = mri.reconstruct_volume(network, mri.SliceDataset([v], "random", 5, 0.08), 0)
+        assert stored.shape == (2, 48, 48) and torch.allclose(stored, expected, rtol=1e-4, atol=1e-6)
+        if v.path.name != "test.h5":
+            assert metrics["per_volume"][v.path.name]["unet"]["ssim"] == pytest.approx(
+                mri.ssim(target, stored), rel=1e-5
+            )
+    (folder / "only").mkdir()
+    (folder / "test.h5").rename(folder / "only" / "test.h5")
+    assert module.run(evaluate=checkpoint, data=str(folder / "only"), out=str(tmp_path / "only")) == {}
+    assert [path.name for path in (tmp_path / "only").rglob("*.h5")] == ["test.h5"]
+    with pytest.raises(mri.BadInput, match="holds a training run: choose another --out"):
+        module.run(evaluate=checkpoint, data=str(folder), out=str(whole.out))
+
+
+def test_tensorboard_gets_every_epoch(data, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    only_train(data, tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    values = [event.value for event in events.Scalars("val_ssim")]
+    assert values == pytest.approx(log(tmp_path / "run")[:, 2].tolist(), rel=1e-6)
