@@ -47,10 +47,14 @@ def test_runs_from_a_foreign_directory(path, tiny, tmp_path):
     known = papermill.inspect_notebook(str(path))
     own = {"data": str(tiny), "out": str(tmp_path / "run"), "answers": str(tmp_path / "answers.json")}
     parameters = {name: value for name, value in (SMALL | PLACES | own).items() if name in known}
-    before = {p for p in mri.ROOT.rglob("*") if not {".git", ".venv", "__pycache__", ".hypothesis", "data"} & set(p.parts)}
+    before = {
+        p for p in mri.ROOT.rglob("*") if not {".git", ".venv", "__pycache__", ".hypothesis", "data"} & set(p.parts)
+    }
     notebook = execute(path, tmp_path, **parameters)
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip())
-    after = {p for p in mri.ROOT.rglob("*") if not {".git", ".venv", "__pycache__", ".hypothesis", "data"} & set(p.parts)}
+    after = {
+        p for p in mri.ROOT.rglob("*") if not {".git", ".venv", "__pycache__", ".hypothesis", "data"} & set(p.parts)
+    }
     assert {p for p in after - before if "cache" not in str(p)} == set()  # it leaves nothing in the repository
 
 
