@@ -3,8 +3,8 @@
 usage: python tests/latency.py [NAME.ipynb ...]      (default: every notebook with sliders but 04)
 
 The data are simulated heads of 320x320 (the size of fastMRI's knees). Ten key presses per slider; the time
-is that between the key event in the page and the first frame that shows other pixels, kernel and drawing included. It prints,
-it does not judge: the numbers depend on the computer and on what else it does.
+is that between the key event in the page and the first frame that shows other pixels, kernel and drawing
+included. It prints, it does not judge: the numbers depend on the computer and on what else it does.
 """
 
 import os
