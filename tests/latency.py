@@ -2,9 +2,9 @@
 
 usage: python tests/latency.py [NAME.ipynb ...]      (default: every notebook with sliders but 04)
 
-The data are simulated heads of 320x320 (the size of fastMRI's knees). Ten key presses per slider; the time runs
-from the key event in the page to the first frame that shows other pixels, kernel and drawing included. It prints,
-it does not judge: the numbers depend on the computer and on what else it does.
+The data are simulated heads of 320x320 (the size of fastMRI's knees). Ten key presses per slider; the time
+is that between the key event in the page and the first frame that shows other pixels, kernel and drawing
+included. It prints, it does not judge: the numbers depend on the computer and on what else it does.
 """
 
 import os
