@@ -191,13 +191,13 @@ def plan(raw_rate, cached_rate, figures, batch, total=100e12, processes=64, slic
     )
     lines = [
         f"{slices / 1e6:.1f} million slices of {file / 1e6:.2f} MB",
-        f"the cache: {slices * record / 1e12:.1f} TB, {slices * record / 1e12 / processes:.2f} TB of own files a process",
+        f"the cache: {slices * record / 1e12:.1f} TB, {slices * record / 1e12 / processes:.2f} TB a process",
         f"to fill it: {slices / raw_rate / processes / 3600:.1f} hours, one core a process",
         f"meanwhile the shared disks deliver {raw_rate * file * processes / 1e9:.2f} GB/s",
         f"to train: {rate * record / 1e6:.1f} MB/s a process from its own disk",
         f"one core reads the cache {cached_rate / rate:.1f} times as fast as the process trains",
         f"one epoch: {slices / rate / processes / 86400:.1f} days",
-        f"gradients: {weights / 1e6:.0f} MB a step, {traffic:.1f} MB/s a process at {slices_per_step} slices a step each",
+        f"gradients: {weights / 1e6:.0f} MB a step, {traffic:.1f} MB/s a process at {slices_per_step} slices a step",
     ]
     print("\n".join("  " + line for line in lines))
 
