@@ -8,6 +8,7 @@ does not depend on what the image shows. Never a test: a figure depends on the m
 """
 
 import argparse
+import math
 import resource
 import statistics
 import sys
@@ -104,6 +105,7 @@ def data_path(folder, repeats):
     candidates |= {f"{name}, normalised zero-filled image": to_image(dataset) for name, dataset in sets.items()}
     figures = alternate(candidates, repeats)
     show("Data path, 640x368, one core; fastmri ends at the image", "slices", figures, count, reference)
+    return count / figures["this book, raw files, masked k-space"], count / figures["this book, cache, masked k-space"]
 
 
 def training(batch, repeats):
@@ -175,6 +177,31 @@ def limits(flops, figures, batch, repeats):
             print(f"  {name:58s}{flops / 1e9:7.1f} Gflop per training image: {100 * share:5.1f} % of that rate")
 
 
+def plan(raw_rate, cached_rate, figures, batch, total=100e12, processes=64, slices_per_step=16):
+    """What a data set of 100 TB asks of disks and network, from the figures above."""
+    file, record = 8 * math.prod(SIZE) + 4 * math.prod(CROP), 8 * CROP[0] * SIZE[1] + SIZE[1] + 4 * math.prod(CROP)
+    slices = total / file
+    step = min(spent for name, spent in figures.items() if "magnitude" in name)
+    rate = batch / step  # images per second of one process
+    weights = 4 * mri.count_parameters(mri.build_model({"model": "magnitude_unet", "features": 32}))
+    steps = rate / slices_per_step
+    traffic = 2 * weights * steps / 1e6
+    print(
+        f"\nA plan for {total / 1e12:.0f} TB of 640x368, {processes} processes as fast as this ({rate:.2f} images/s):"
+    )
+    lines = [
+        f"{slices / 1e6:.1f} million slices of {file / 1e6:.2f} MB",
+        f"the cache: {slices * record / 1e12:.1f} TB, {slices * record / 1e12 / processes:.2f} TB a process",
+        f"to fill it: {slices / raw_rate / processes / 3600:.1f} hours, one core a process",
+        f"meanwhile the shared disks deliver {raw_rate * file * processes / 1e9:.2f} GB/s",
+        f"to train: {rate * record / 1e6:.1f} MB/s a process from its own disk",
+        f"one core reads the cache {cached_rate / rate:.1f} times as fast as the process trains",
+        f"one epoch: {slices / rate / processes / 86400:.1f} days",
+        f"gradients: {weights / 1e6:.0f} MB a step, {traffic:.1f} MB/s a process at {slices_per_step} slices a step",
+    ]
+    print("\n".join("  " + line for line in lines))
+
+
 def quality(slices, repeats):
     """SSIM of a volume: ours on the device against scikit-image's."""
     target, noise = (torch.rand(slices, *CROP, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
@@ -213,9 +240,11 @@ def main():
     print(f"{name}, PyTorch {torch.__version__}, {arguments.repeats} alternated repeats, medians")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         write_files(Path(folder), arguments.slices)
-        data_path(Path(folder), arguments.repeats)
+        rates = data_path(Path(folder), arguments.repeats)
     quality(arguments.slices, arguments.repeats)
-    limits(*training(arguments.batch, arguments.repeats), arguments.repeats)
+    flops, figures, batch = training(arguments.batch, arguments.repeats)
+    limits(flops, figures, batch, arguments.repeats)
+    plan(*rates, figures, batch)
     print(
         f"\nPeak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB"
         + (f", of the GPU {torch.cuda.max_memory_allocated() / 2**30:.2f} GB" if DEVICE == "cuda" else "")

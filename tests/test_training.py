@@ -77,7 +77,7 @@ def run(tiny, tmp_path_factory):
 
 def test_files_of_the_run_folder(run, tiny):
     names = {path.name for path in (tiny / "val").iterdir()}
-    assert {path.name for path in run.folder.iterdir()} == {
+    assert {path.name for path in run.folder.iterdir()} - {"tensorboard"} == {
         *("checkpoint.pt", "best.pt", "log.csv", "metrics.json", "figures", "reconstructions")
     }
     assert {path.name for path in (run.folder / "reconstructions").iterdir()} == names and len(names) == 2
@@ -416,6 +416,11 @@ FAULTS = {  # name -> (flags, what is done to data and run folder, what the line
     "task": ({"task": "multi"}, None, "task 'multi'"),
     "device": ({"device": "tpu"}, None, "device 'tpu'"),
     "precision": ({"precision": "float16"}, None, "precision 'float16'"),
+    "accumulate": ({"accumulate": 0}, None, "accumulate 0"),
+    "pieces of a game": ({"accumulate": 2, "adversarial_weight": 0.1}, None, "set accumulate to 1"),
+    "ema": ({"ema": 1}, None, "ema 1"),
+    "clip": ({"clip": -1}, None, "clip -1"),
+    "evaluate": ({"evaluate": "no.pt", "out": "/no/such"}, None, "no.pt: no such checkpoint"),
     "flag": ({"epoch": 3}, None, "--epoch"),
     "word": ({"epochs": "three"}, None, "three"),
     "epochs": ({"epochs": 0}, None, "epochs 0"),
