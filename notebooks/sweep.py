@@ -31,6 +31,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 import torch  # noqa: E402
 from publish import publish  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 import mri_utils as mri  # noqa: E402
 import train  # noqa: E402
@@ -105,6 +106,7 @@ def check_all(runs: dict[Path, dict[str, Any]]) -> None:
 def begin(jobs: int) -> None:
     """At the start of each process: a fair share of the cores, and an end when the sweep ends."""
     torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // jobs)))
+    tqdm.set_lock(threading.RLock())  # its own lock is a semaphore, which a run that is stopped would leave behind
     parent = multiprocessing.parent_process()
 
     def leave() -> None:
@@ -129,13 +131,19 @@ def sweep(runs: dict[Path, dict[str, Any]], jobs: int) -> list[str]:
     options = {"max_tasks_per_child": 1, "mp_context": multiprocessing.get_context("spawn")}
     pool = ProcessPoolExecutor(jobs, initializer=begin, initargs=(jobs,), **options)
     tasks = {pool.submit(train_one, parameters): folder for folder, parameters in waiting.items()}
-    for task in as_completed(tasks):
-        done += 1
-        error = task.exception()
-        if error:
-            failed.append(f"{tasks[task].name}: {error or type(error).__name__}")
-        print(f"{done}/{len(runs)} {tasks[task].name}{': failed' if error else ''}", flush=True)
-    pool.shutdown()
+    try:
+        for task in as_completed(tasks):
+            done += 1
+            error = task.exception()
+            if error:
+                failed.append(f"{tasks[task].name}: {error or type(error).__name__}")
+            print(f"{done}/{len(runs)} {tasks[task].name}{': failed' if error else ''}", flush=True)
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
     return failed
 
 
@@ -168,5 +176,4 @@ if __name__ == "__main__":
     except mri.BadInput as error:
         sys.exit(f"sweep.py: {error}")
     except KeyboardInterrupt:
-        print("sweep.py: interrupted; the same command goes on after each run's last full epoch", file=sys.stderr)
-        os._exit(130)  # at once: the runs end when they find their sweep gone
+        sys.exit("sweep.py: interrupted; the same command goes on after the last full epoch of each run")
