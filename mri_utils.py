@@ -2169,6 +2169,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "kspace_unet": partial(KSpaceNetwork, inner="unet", features=16, levels=4),
     "unrolled": partial(Unrolled, inner="unet", cascades=4, features=16, levels=3),
 }
+LEARNING_RATES = {"resnet": 0.0003}  # of models that diverge at DEFAULT_RATE, which suits the others
+DEFAULT_RATE = 0.002
 MODEL_SETTINGS = ("inner", "cascades", "consistency", "shared", "features", "levels", "stages", "dropout")
 
 

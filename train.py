@@ -67,7 +67,7 @@ consistency: str = ""  # with the measured samples: hard, soft (learned) or none
 dropout: float = 0.0  # probability that a feature map is dropped in training
 epochs: int = 24  # passes over the training slices
 batch_size: int = 4  # slices per step
-lr: float = 0.002  # learning rate at its highest
+lr: float = 0.0  # learning rate at its highest (0: the model's own, 0.002 for most)
 optimizer: str = "adam"  # adam, adamw or rmsprop
 schedule: str = "cosine"  # learning rate over the steps: constant, step or cosine (with 5 % warm-up)
 loss: str = "ssim"  # what training minimises on the magnitude images: l1, l2, ssim or l1_ssim
@@ -312,6 +312,7 @@ def check(settings):
     """Refuse parameters that cannot work, before anything is read or written."""
     mri.choose({"single_coil": None}, settings.task, "task")
     vars(settings).update(mri.model_settings(vars(settings)))
+    settings.lr = settings.lr or mri.LEARNING_RATES.get(settings.model, mri.DEFAULT_RATE)
     mri.choose(OPTIMIZERS, settings.optimizer, "optimizer")
     mri.choose(SCHEDULES, settings.schedule, "schedule")
     mri.choose(mri.LOSSES, settings.loss, "loss")

@@ -110,7 +110,8 @@ def test_structure_of_metrics_json(run, tiny):
                 low, high = figure["ci95"]
                 assert low <= figure["mean"] <= high
     parameters = importlib.import_module("train").parameters
-    own = {"inner": "unet", "cascades": 1, "consistency": "hard"}  # where the parameters leave it to the model
+    # where the parameters leave it to the model
+    own = {"inner": "unet", "cascades": 1, "consistency": "hard", "lr": 0.002}
     expected = parameters | SMALL | own | {"data": str(tiny), "out": str(run.folder)}
     assert {k: v for k, v in metrics["parameters"].items() if k != "device"} == {
         k: v for k, v in expected.items() if k != "device"
@@ -248,6 +249,7 @@ def test_every_choice_trains(changes, tiny, tmp_path):
     module = importlib.import_module("train")
     metrics = module.run(**SMALL | {"epochs": 1} | changes, data=str(tiny), out=str(tmp_path / "run"))
     network = mri.load_model(tmp_path / "run" / "checkpoint.pt")
+    assert network.settings["lr"] == (0.0003 if changes.get("model") == "resnet" else 0.002)
     assert isinstance(network, mri.MODELS[changes.get("model", "unet")].func)
     assert set(metrics["methods"]) == {"zero_filled", "tv", changes.get("model", "unet")}
     fresh = mri.build_model(network.settings)
