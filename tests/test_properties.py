@@ -242,9 +242,19 @@ def test_a_program_ends_with_one_line_and_a_notebook_with_the_exception(fault, m
         mri.run_or_explain(run)
 
 
-GOOD = dict.fromkeys(("epochs", "batch_size", "features", "levels", "cascades"), 1) | dict.fromkeys(
-    ("workers", "train_slices", "seed", "dropout"), 0
+FRACTIONS = ("dropout", "ema")  # from 0 to below 1
+AT_LEAST_0 = (
+    "workers",
+    "shards",
+    "train_slices",
+    "seed",
+    "features",
+    "levels",
+    "cascades",
+    "adversarial_weight",
+    "clip",
 )
+GOOD = dict.fromkeys(("epochs", "batch_size", "accumulate"), 1) | dict.fromkeys(AT_LEAST_0 + FRACTIONS, 0)
 
 
 @quickly
@@ -253,7 +263,7 @@ def test_numbers_of_a_run(name, value):
     good = SimpleNamespace(**GOOD, lr=0.1)
     mri.check_numbers(good)
     lowest = GOOD[name]
-    allowed = value == 0 if name == "dropout" else value >= lowest
+    allowed = value == 0 if name in FRACTIONS else value >= lowest
     setattr(good, name, value)
     if allowed:
         mri.check_numbers(good)
