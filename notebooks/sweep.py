@@ -86,7 +86,9 @@ def is_finished(folder: Path, parameters: dict[str, Any]) -> bool:
         stored = mri.read_run(folder).parameters
     elif (folder / "checkpoint.pt").is_file():
         stored = mri.read_checkpoint(folder / "checkpoint.pt")["parameters"]
-    for name, (before, value) in mri.changed_parameters(stored, parameters).items() if stored else ():
+    wanted = SimpleNamespace(**parameters)
+    train.check(wanted)  # what the parameters leave to the model becomes a value, as in the run
+    for name, (before, value) in mri.changed_parameters(stored, vars(wanted)).items() if stored else ():
         raise mri.BadInput(f"{folder}: holds a run with {name} {before!r}, not {value!r}: choose another --out")
     return (folder / "metrics.json").is_file()
 

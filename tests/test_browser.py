@@ -25,11 +25,11 @@ MASK_CONTROLS = ("acceleration", "undersampling", "center fraction")
 def address(tmp_path_factory):
     """JupyterLab on copies of all notebooks."""
     folder = tmp_path_factory.mktemp("lab")
-    own = {"data": str(lab.data(folder, 96)), "out": str(folder / "run"), "answers": str(folder / "answers.json")}
+    own = {"data": str(lab.data(folder, 96)), "answers": str(folder / "answers.json")}
     notebooks = folder / "root" / "notebooks"
     notebooks.mkdir(parents=True)
     for path in lab.NOTEBOOKS:
-        lab.prepare(path, notebooks, lab.SMALL | own)
+        lab.prepare(path, notebooks, lab.SMALL | own | {"out": str(folder / path.stem)})
     with lab.served(notebooks.parent) as address:
         yield address
 

@@ -1,6 +1,7 @@
 """Section 9: figures in one window, sliders without a front end."""
 
 import io
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -137,3 +138,35 @@ def test_explore_redraws_without_a_front_end(shown):
     ((bundle,), options) = shown["display"][0]
     assert options == {"raw": True} and "noise level, kind" in bundle["text/plain"]
     assert len(shown["display"]) == 1 and len(shown["Image"]) == 1  # one picture, replaced
+
+
+def finished(seed, features, ssim):
+    """A run as read_run opens it, with a zero-filled image and a network."""
+    figure = {"mean": ssim, "ci95": [ssim - 0.1, ssim + 0.1]}
+    alone = {"mean": 20.0, "ci95": [20.0, 20.0]}  # one subject
+    figures = {"ssim": figure, "psnr": alone, "nmse": figure}
+    parameters = {"model": "unet", "mask": "random", "acceleration": 4.0, "center_fraction": 0.08}
+    parameters |= {"seed": seed, "features": features}
+    metrics = {"parameters": parameters, "data": {"effective_acceleration": 3.914}}
+    return mri.Run(Path(f"run{seed}"), metrics | {"methods": {"zero_filled": figures, "unet": figures}}, [])
+
+
+def test_runs_are_compared_in_one_table():
+    rows = mri.compare_runs([finished(1, 8, 0.6), finished(0, 4, 0.5)])
+    assert [(row["method"], row["seed"], row["features"]) for row in rows] == [
+        ("zero_filled", "", ""), ("unet", "0", "4"), ("unet", "1", "8")
+    ]  # fmt: skip
+    assert rows[1]["SSIM"] == "0.500 [0.400, 0.600]" and rows[2]["SSIM"] == "0.600 [0.500, 0.700]"
+    assert rows[0]["PSNR"] == "20.00 (one subject)" and rows[0]["acceleration"] == "4x (3.91)"
+
+
+def test_tables_are_text_and_html(monkeypatch):
+    seen = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: seen.append(data))
+    mri.show_table([{"flag": "--seed 1", "figure": "0.5 [0.4, 0.6]"}, {"flag": "<b>", "figure": 1}], "Two & two")
+    mri.show_table([])
+    page, text = seen[0]["text/html"], seen[0]["text/plain"]
+    assert "<caption>Two &amp; two</caption>" in page and "&lt;b&gt;" in page and "<b>" not in page
+    assert "0.5&nbsp;[0.4,&nbsp;0.6]" in page and '<span style="white-space: nowrap">--seed</span> 1' in page
+    assert text.splitlines() == ["Two & two", "flag      figure", "--seed 1  0.5 [0.4, 0.6]", "<b>       1"]
+    assert seen[1]["text/plain"] == ""
