@@ -5,7 +5,7 @@
     3 Volumes                    reading, writing and splitting files
     4 Demo scanner               simulated data in fastMRI's layout
     5 Classical reconstruction   zero-filled, total variation, wavelets, low rank
-    6 Networks                   U-Net, data consistency
+    6 Networks                   U-Net, residual, k-space and unrolled networks
     7 Losses and metrics         fastMRI's definitions, confidence intervals
     8 Data set and training      slices, batches, checkpoints, parameters
     9 Figures and sliders
