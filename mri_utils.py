@@ -3943,7 +3943,7 @@ def add_flags(parser: argparse.ArgumentParser, source: str, several: bool = Fals
     pattern = r"^(\w+): (int|float|str|bool) = (.*?)(?:  # (.*))?$"
     for name, kind, value, text in re.findall(pattern, source, re.MULTILINE):
         default = ast.literal_eval(value)
-        options: dict[str, Any] = {"help": text.replace("%", "%%") + f" (default: {default})", "default": default}
+        options: dict[str, Any] = {"help": text.replace("%", "%%") + f" (default: {value})", "default": default}
         if kind == "bool" and not several:
             options["action"] = argparse.BooleanOptionalAction
         else:
