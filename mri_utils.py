@@ -2370,6 +2370,15 @@ class PatchDiscriminator(nn.Module):
         """image, given (batch, h, w) magnitudes -> a score per patch (batch, 1, h', w'), higher is more real."""
         return self.layers(torch.stack([given, image], 1))
 
+    def features(self, image: Tensor, given: Tensor) -> list[Tensor]:
+        """What the layers make of an image on the way to the score, each (batch, channels, .., ..)."""
+        x, found = torch.stack([given, image], 1), []
+        for layer in self.layers[:-1]:
+            x = layer(x)
+            if isinstance(layer, nn.LeakyReLU):
+                found.append(x)
+        return found
+
 
 INNER_NETWORKS: dict[str, type[nn.Module]] = {
     "unet": UNet,
@@ -2534,7 +2543,7 @@ class MagnitudeNetwork(nn.Module):
     Args:
         inner: one of INNER_NETWORKS.
         residual: the network predicts what to add to its input.
-        features, levels, stages, dropout: of the inner network; see Unrolled.
+        features, levels, stages, dropout, upscale_factor: of the inner network; see Unrolled.
     """
 
     def __init__(
@@ -2545,10 +2554,12 @@ class MagnitudeNetwork(nn.Module):
         levels: int = 0,
         stages: str = "",
         dropout: float = 0.0,
+        upscale_factor: int = 0,
     ) -> None:
         super().__init__()
         self.residual = residual
-        self.network = _inner(inner, 1, 1, features=features, levels=levels, stages=stages, dropout=dropout)
+        settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout}
+        self.network = _inner(inner, 1, 1, **settings, upscale_factor=upscale_factor)
 
     def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
         """(batch, H, W) complex k-space -> (batch, h, w) real magnitude; the mask is not used."""
@@ -2557,6 +2568,66 @@ class MagnitudeNetwork(nn.Module):
         return (x + y if self.residual else y) * std + mean
 
 
+class KSpaceSR(nn.Module):
+    """Extends k-space beyond its measured central block, and keeps that block: super-resolution from k-space.
+
+    Real and imaginary part of the measured k-space are divided by the mean magnitude of fully sampled k-space at the
+    same distance from the centre, a template taken from the training set, so that no frequency outweighs the others.
+    Convolutions over k-space itself are products in the image and cannot reach beyond the block; so the generator
+    works on the inverse transform of this whitened k-space, an image of edges, and the transform of what it returns,
+    times the template, is the new k-space. Scale and smooth phase are taken out first and come back at the end, as in
+    Unrolled; the measured samples are put back, and the loss is that of the image.
+
+    Args: see SRResNet; inner is one of INNER_NETWORKS.
+    """
+
+    BINS = 32  # of the template from the centre to the middle of an edge; it goes on to the corners
+
+    def __init__(
+        self,
+        inner: str = "srresnet",
+        features: int = 0,
+        levels: int = 0,
+        stages: str = "",
+        dropout: float = 0.0,
+        upscale_factor: int = 2,
+    ) -> None:
+        super().__init__()
+        settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout}
+        self.network = _inner(inner, 2, 2, **settings, upscale_factor=upscale_factor)
+        self.template: Tensor
+        self.register_buffer("template", torch.zeros(3 * self.BINS // 2 + 1))  # logarithms
+
+    def _bins(self, kspace: Tensor) -> Tensor:
+        """Where each sample of a k-space lies in the template: (H, W) float."""
+        rows, columns = (torch.arange(n, device=kspace.device) / (n / 2) - n // 2 / (n / 2) for n in kspace.shape[-2:])
+        return self.BINS * (rows[:, None] ** 2 + columns**2).sqrt()
+
+    def learn_template(self, dataset: Any, slices: int = 32) -> None:
+        """Take the mean magnitude of fully sampled k-space, by distance from the centre, from a SliceDataset."""
+        total, count = torch.zeros_like(self.template), torch.zeros_like(self.template)
+        for index in np.linspace(0, len(dataset) - 1, min(slices, len(dataset))).astype(int):
+            volume, number = dataset.slices[index]
+            kspace, _ = dataset.volumes[volume].cropped(number)
+            size, bins = kspace / ifft2c(kspace).abs().max(), self._bins(kspace).round().long().flatten()
+            total.index_add_(0, bins, size.abs().flatten())
+            count.index_add_(0, bins, torch.ones(len(bins)))
+        self.template.copy_((total / count.clamp(min=1)).clamp(min=1e-6).log())
+
+    def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+        """(batch, H, W) complex k-space -> (batch, h, w) complex image; see Unrolled.forward."""
+        image = ifft2c(kspace)
+        scale = image.abs().amax((-2, -1), keepdim=True) * smooth_phase(kspace)
+        bins = self._bins(kspace)
+        below = bins.long().clamp(max=len(self.template) - 2)
+        template = torch.lerp(self.template[below], self.template[below + 1], bins - below).exp()
+        edges = as_channels(ifft2c(fft2c(image / scale) / template))
+        contrast = edges.square().mean((-3, -2, -1), keepdim=True).sqrt()
+        new = fft2c(as_complex(contrast * self.network(edges / contrast))) * template
+        return center_crop(keep_measured(image + scale * ifft2c(new), kspace, mask), size)
+
+
+SRRESNET = partial(MagnitudeNetwork, inner="srresnet", residual=True, features=32, stages="6x2", upscale_factor=2)
 # What --model accepts: a network with the settings that are its own where train.py's are 0 or empty.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "unet": partial(Unrolled, inner="unet", features=16, levels=4),
@@ -2565,11 +2636,16 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "recon_resnet": partial(Unrolled, inner="recon_resnet", features=24, stages="14x2"),
     "kspace_unet": partial(KSpaceNetwork, inner="unet", features=16, levels=4),
     "unrolled": partial(Unrolled, inner="unet", cascades=4, features=16, levels=3),
-    "srresnet": partial(MagnitudeNetwork, inner="srresnet", residual=True, features=32, stages="6x2"),
+    "srresnet": SRRESNET,
+    "srgan": SRRESNET,  # the same, trained with an adversary; see the task super_resolution
+    "kspace_sr": partial(KSpaceSR, features=32, stages="6x2", upscale_factor=2),
 }
 LEARNING_RATES = {"resnet": 0.0003}  # of models that diverge at DEFAULT_RATE, which suits the others
 DEFAULT_RATE = 0.002
-MODEL_SETTINGS = ("inner", "cascades", "consistency", "shared", "features", "levels", "stages", "dropout")
+MODEL_SETTINGS = (
+    *("inner", "cascades", "consistency", "shared", "features", "levels", "stages", "dropout"),
+    "upscale_factor",
+)
 
 
 def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -2583,7 +2659,7 @@ def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     inner = _defaults(choose(INNER_NETWORKS, settings.get("inner") or own["inner"], "inner network"))
     result = {}
     for key in MODEL_SETTINGS:
-        if key in own and (key in inner or key not in ("levels", "stages")):
+        if key in own and (key in inner or key not in ("levels", "stages", "upscale_factor")):
             result[key] = settings.get(key) or own[key] or inner.get(key, own[key])
         elif settings.get(key):
             raise BadInput(f"model {name!r} has no {key}: leave {key} out, or choose another model")
@@ -3301,8 +3377,11 @@ def place(network: nn.Module, settings: Any, train_set: SliceDataset) -> nn.Modu
     Args:
         network: of MODELS.
         settings: train.py's parameters, of which device, precision and compile count.
-        train_set: what it will see; the compiler is tried on its first slice.
+        train_set: what it will see: a KSpaceSR learns its template from it, the compiler is tried on its first slice.
     """
+    learn = getattr(network, "learn_template", None)
+    if learn and not settings.start_from:
+        learn(train_set)
     network = network.to(settings.device)
     if settings.device == "cuda":
         fast = settings.precision != "float32"  # else TF32 would round the factors of every product to 10 bits
@@ -3628,6 +3707,54 @@ def tuned_tv(train_set: SliceDataset, settings: Any) -> tuple[dict[str, Method],
     return {"tv": tv_method(weight)}, {"tv_weight": weight}
 
 
+def demo_sr() -> Path:
+    """The demo data of super_resolution: 36 simulated heads with pixels of 0.9 mm and little noise."""
+    return demo_data(DEMO_FOLDER.with_name("demo_sr"), 24, 12, slices=4, matrix=256, seed=4, wide=False, noise=0.004)
+
+
+def read_any(folder: Path) -> list[Volume]:
+    """k-space files (.h5) of a folder, or the images in it; see read_folder and read_images."""
+    return read_folder(folder, "slices, H, W") if any(folder.glob("*.h5")) else read_images(folder)
+
+
+def split_images(folder: Path, read: Callable[[Path], list[Volume]]) -> tuple[list[Volume], list[Volume]]:
+    """folder/train and folder/val; where there are none, a quarter of the subjects, or of one subject's slices.
+
+    The slices of one subject's series are split in two blocks, and a gap between them is left out: neighbours are
+    nearly copies. What is done is printed.
+    """
+    if (folder / "train").is_dir():
+        return read_train_and_val(folder, read)
+    volumes = read(folder)
+    train, val = split_by_subject(volumes, 0.25)
+    if train:
+        print(f"{folder}: no train/ and val/ in it: {len({v.patient_id for v in val})} of its subjects validate")
+        return train, val
+    for volume in volumes:
+        n = len(volume)
+        gap, held = max(3, n // 10), n // 4
+        if held < 1 or not isinstance(volume, ImageVolume) or n - gap - held < 1:
+            raise BadInput(f"{volume.path}: one subject with {n} slices cannot be split: give train/ and val/")
+        train.append(volume.part(0, n - gap - held))
+        print(
+            f"{folder}: one subject: slices 0 to {n - gap - held - 1} train, {n - held} to {n - 1} validate, {gap} "
+            "between them are left out: the figures hold for this head, not for others"
+        )
+    return train, [volume.part(len(volume) - len(volume) // 4, len(volume)) for volume in volumes]
+
+
+def prepare_super_resolution(settings: Any) -> None:
+    """The mask that an upscale factor means, and what makes srresnet srgan."""
+    factor = settings.upscale_factor
+    choose({"2": None, "4": None}, str(factor), "upscale_factor")
+    if settings.acceleration not in (0, factor**2) or settings.mask != "low_pass":
+        raise BadInput("mask and acceleration: super_resolution has its own: give upscale_factor instead")
+    settings.acceleration, settings.center_fraction = float(factor**2), 1 / factor**2  # the block is all there is
+    if settings.model == "srgan":
+        settings.adversarial_weight = settings.adversarial_weight or 0.005
+        settings.perceptual_weight = settings.perceptual_weight or 0.05
+
+
 TASKS: dict[str, Task] = {
     "single_coil": Task(
         settings={
@@ -3643,7 +3770,26 @@ TASKS: dict[str, Task] = {
         start=("zero_filled", zero_filled),
         baselines=tuned_tv,
         read=partial(read_folder, axes="slices, H, W"),
-    )
+    ),
+    "super_resolution": Task(
+        settings={
+            "data": "data/demo_sr",
+            "model": "kspace_sr",
+            "mask": "low_pass",
+            "upscale_factor": 2,
+            "loss": "l1_ssim",
+        },
+        demo=demo_sr,
+        models=("kspace_sr", "srresnet", "srgan"),
+        start=("sinc", zero_filled),
+        baselines=lambda train_set, settings: (
+            {"bicubic": lambda kspace, mask, size: bicubic(kspace, size, settings.upscale_factor)},
+            {},
+        ),
+        read=read_any,
+        split=split_images,
+        prepare=prepare_super_resolution,
+    ),
 }
 
 
@@ -3728,6 +3874,8 @@ def check_numbers(settings: Any) -> None:
         "levels",
         "cascades",
         "adversarial_weight",
+        "perceptual_weight",
+        "tv_weight",
         "clip",
     )
     for name in at_least_0:
@@ -3738,30 +3886,70 @@ def check_numbers(settings: Any) -> None:
     for name in ("dropout", "ema"):
         if not 0 <= getattr(settings, name) < 1:
             raise BadInput(f"{name} {getattr(settings, name)}: use a number from 0 to below 1")
+    if settings.perceptual_weight and not settings.adversarial_weight:
+        raise BadInput("perceptual_weight: its features come with the adversary: set adversarial_weight too, or 0")
     if settings.accumulate > 1 and settings.adversarial_weight:
         raise BadInput("accumulate: adversarial training takes whole batches: set accumulate to 1, or lower batch_size")
+
+
+def vgg_features() -> nn.Module | None:
+    """The convolutions of VGG-19 up to its last pooling, if torchvision and the weights are on this computer, else None.
+
+    Nothing is downloaded: the weights are looked for where torch.hub keeps them.
+    """
+    files = sorted(Path(torch.hub.get_dir(), "checkpoints").glob("vgg19-*.pth"))
+    if not files or importlib.util.find_spec("torchvision") is None:
+        return None
+    import torchvision
+
+    network: Any = torchvision.models.vgg19()
+    network.load_state_dict(torch.load(files[0], map_location="cpu", weights_only=True))
+    return network.features[:-1].eval().requires_grad_(False)
+
+
+def roughness(image: Tensor) -> Tensor:
+    """Anisotropic total variation per pixel of (batch, h, w) magnitudes: what tv_weight weighs."""
+    return _gradient(image).abs().sum(0).mean()
 
 
 class Adversary:
     """The discriminator of adversarial training, with its optimizer.
 
     Args:
-        settings: train.py's parameters, of which adversarial (one of ADVERSARIAL), lr and device count.
+        settings: train.py's parameters, of which adversarial (one of ADVERSARIAL), lr, device, adversarial_weight and
+            perceptual_weight count.
     """
 
     def __init__(self, settings: Any) -> None:
+        self.weights = settings.adversarial_weight, settings.perceptual_weight
+        self.vgg = vgg_features() if settings.perceptual_weight else None
+        if self.vgg:
+            self.vgg.to(settings.device)
         self.discriminator = PatchDiscriminator().to(settings.device)
         # Little momentum, as usual here: the other player moves.
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=settings.lr / 4, betas=(0.5, 0.9))
         self.own_loss, self.others_loss = choose(ADVERSARIAL, settings.adversarial, "adversarial form")
 
-    def doubt(self, image: Tensor, given: Tensor) -> Tensor:
+    def doubt(self, image: Tensor, target: Tensor, given: Tensor) -> Tensor:
         """What the generator minimises besides its loss: low where its image passes for a reference.
 
+        The opinion of the discriminator, and the distance of reconstruction and reference in a network's features:
+        those of VGG where its weights are on this computer (Johnson et al. 2016, ECCV), else the discriminator's own
+        (feature matching: Salimans et al. 2016, NeurIPS), which need no download and have seen MR images.
+
         Args:
-            image, given: (batch, h, w) magnitudes of reconstruction and zero-filled image.
+            image, target, given: (batch, h, w) magnitudes of reconstruction, reference and zero-filled image.
         """
-        return self.others_loss(self.discriminator(image, given))
+        adversarial, perceptual = self.weights
+        loss = adversarial * self.others_loss(self.discriminator(image, given))
+        if not perceptual:
+            return loss
+        if self.vgg:
+            ours, theirs = ([self.vgg(x[:, None].expand(-1, 3, -1, -1))] for x in (image, target))
+        else:
+            ours, theirs = (self.discriminator.features(x, given) for x in (image, target))
+        distances = [(a - b.detach()).abs().mean() for a, b in zip(ours, theirs)]
+        return loss + perceptual * sum(distances) / len(distances)
 
     def learn(self, image: Tensor, target: Tensor, given: Tensor, share: float = 1.0) -> dict[str, float]:
         """One step of the discriminator on a batch of magnitudes; returns how it did before the step.
