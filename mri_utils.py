@@ -1274,12 +1274,13 @@ def _is_dicom(path: Path) -> bool:
 
 
 # What is read of a DICOM header; the rest stays in the file.
-DICOM_TAGS = (
-    "Rows Columns SamplesPerPixel NumberOfFrames PhotometricInterpretation BitsAllocated BitsStored HighBit "
-    "PixelRepresentation RescaleSlope RescaleIntercept PatientID PatientName StudyInstanceUID SeriesInstanceUID "
-    "SeriesNumber InstanceNumber ImagePositionPatient ImageOrientationPatient SliceLocation AcquisitionMatrix "
-    "InPlanePhaseEncodingDirection ScanningSequence EchoTime ImageType WindowCenter WindowWidth"
-).split()
+DICOM_TAGS = [
+    *("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "PhotometricInterpretation", "BitsAllocated"),
+    *("BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept", "PatientID", "PatientName"),
+    *("StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "ImagePositionPatient"),
+    *("ImageOrientationPatient", "SliceLocation", "AcquisitionMatrix", "InPlanePhaseEncodingDirection"),
+    *("ScanningSequence", "EchoTime", "ImageType", "WindowCenter", "WindowWidth"),
+]
 
 
 def _dicom(path: Path, pixels: bool = False) -> Any:
@@ -1296,7 +1297,7 @@ def _dicom(path: Path, pixels: bool = False) -> Any:
         syntax = pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID
         if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:  # a small file may unpack to any size
             raise BadInput(f"{path}: the whole file is deflated: convert it (dcmconv +te)")
-        tags: list[Any] = [*DICOM_TAGS, "PixelData"] if pixels else list(DICOM_TAGS)
+        tags: list[Any] = [*DICOM_TAGS, "PixelData"] if pixels else [*DICOM_TAGS]
         data = pydicom.dcmread(path, specific_tags=tags, stop_before_pixels=not pixels)
         rows, columns = int(data.get("Rows") or 0), int(data.get("Columns") or 0)
         if rows < 1 or columns < 1 or (pixels and "PixelData" not in data):
@@ -3893,7 +3894,7 @@ def check_numbers(settings: Any) -> None:
 
 
 def vgg_features() -> nn.Module | None:
-    """The convolutions of VGG-19 up to its last pooling, if torchvision and the weights are on this computer, else None.
+    """The convolutions of VGG-19 up to its last pooling; None unless torchvision and the weights are on this computer.
 
     Nothing is downloaded: the weights are looked for where torch.hub keeps them.
     """
