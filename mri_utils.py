@@ -285,14 +285,14 @@ def sampling_mask(
     center_fraction: float,
     seed: int | str | tuple[int, ...] | None = None,
 ) -> Tensor:
-    """Draw a sampling mask of any kind in the table MASKS.
+    """Draw a sampling mask of any kind in the tables MASKS and SEQUENCE_MASKS.
 
     The kinds that exist in fastMRI return the same lines as fastMRI for the same seed.
     A file name as seed gives that file the same mask in every run, which is how fastMRI
     fixes its validation masks; None gives a new mask at every call, as in training.
 
     Args:
-        kind: a key of MASKS.
+        kind: a key of MASKS, or of SEQUENCE_MASKS for a sequence (..., frames, H, W).
         shape: shape of the k-space, (..., H, W); 1-D kinds read only W.
         acceleration: R, at least 1. All samples / kept samples, centre included, except for
             equispaced, magic and grappa: there it is the step of the grid, a whole number,
@@ -303,8 +303,8 @@ def sampling_mask(
         seed: None, a whole number, a file name (without its folder) or a tuple of whole numbers.
 
     Returns:
-        torch.bool, shape (W,) for a 1-D kind, (H, W) for a 2-D kind, (frames, 1, W) for the kinds kt of a
-        sequence (..., frames, H, W): broadcasts to `shape`.
+        torch.bool, shape (W,) for a 1-D kind, (H, W) for a 2-D kind, (frames, 1, W) for a
+        kind of SEQUENCE_MASKS: broadcasts to `shape`.
 
     Raises:
         BadInput: unknown kind, a number outside its range, or numbers that contradict
@@ -312,13 +312,13 @@ def sampling_mask(
 
     Source: Zbontar 2018 for the seeds and the 1-D kinds; otherwise the docstring of the kind.
     """
-    draw = choose(MASKS, kind, "mask kind")
+    draw = choose(MASKS | SEQUENCE_MASKS, kind, "mask kind")
     shape = tuple(int(n) for n in shape)
-    axes = 2 if kind in _KINDS_2D else 3 if kind in _KINDS_KT and len(shape) > 2 else 1
+    axes = 3 if kind in SEQUENCE_MASKS else 2 if kind in _KINDS_2D else 1
     if len(shape) < axes or min(shape) < 1:
         raise BadInput(
             f"shape {shape} does not fit the {axes}-D kind {kind!r}: "
-            f"give {'(..., H, W)' if axes == 2 else '(..., W)'}, every size at least 1"
+            f"give (..., {', '.join(('frames', 'H', 'W')[-axes:])}), every size at least 1"
         )
     _check_numbers(acceleration, center_fraction)
     try:
@@ -602,20 +602,20 @@ def _kt_gaussian(shape: Shape, acceleration: float, center_fraction: float, rng:
 
 
 def _new_lines(shape: Shape, acceleration: float, center_fraction: float, rng: Rng, density: np.ndarray) -> np.ndarray:
-    """Lines by density around the centre: (frames, H, W) -> (frames, 1, W), no two frames alike; (W,) -> (W,)."""
-    frames, n = shape[0] if len(shape) > 1 else 1, shape[-1]
+    """Lines by density around the centre: (frames, H, W) -> bool (frames, 1, W), no two frames alike."""
+    frames, _, n = shape
     center, lines = _center((n,), center_fraction, acceleration), int(n / acceleration)
-    free, extra = n - int(center.sum()), max(lines - int(center.sum()), 0)
-    if math.comb(free, extra) < 2 * frames and frames > 1:  # twice: else the last new one takes many draws
+    free, extra = n - int(center.sum()), lines - int(center.sum())
+    if extra < 0 or (frames > 1 and math.comb(free, extra) < 2 * frames):  # twice: the last new ones take many draws
         raise BadInput(
-            f"{frames} different frames of {lines} lines, of which {n - free} are the centre, are impossible: "
-            "lower center_fraction or the acceleration"
+            f"acceleration {acceleration:g} leaves {lines} of {n} lines a frame, {n - free} are the centre: too few "
+            f"for {frames} different frames, lower center_fraction or acceleration"
         )
-    density, drawn = np.where(center, np.inf, density), {}
+    drawn: dict[bytes, np.ndarray] = {}
     while len(drawn) < frames:
-        mask = _draw(density, lines, rng)
-        drawn[mask.tobytes()] = mask  # a frame that was drawn before is drawn again
-    return np.stack(list(drawn.values()))[:, None] if len(shape) > 1 else mask
+        mask = _draw(np.where(center, np.inf, density), lines, rng)
+        drawn[mask.tobytes()] = mask  # lines that a frame has already are drawn again
+    return np.stack(list(drawn.values()))[:, None]
 
 
 MASKS: dict[str, Callable] = {
@@ -631,12 +631,10 @@ MASKS: dict[str, Callable] = {
     "radial": _radial,
     "spiral": _spiral,
     "low_pass": _low_pass,
-    "kt": _kt,
-    "kt_gaussian": _kt_gaussian,
 }
+SEQUENCE_MASKS: dict[str, Callable] = {"kt": _kt, "kt_gaussian": _kt_gaussian}
 _KINDS_OWN_CENTER = ("radial", "spiral", "low_pass")  # a dense centre by geometry: they ignore center_fraction
 _KINDS_2D = ("gaussian_2d", "poisson_disc", *_KINDS_OWN_CENTER)
-_KINDS_KT = ("kt", "kt_gaussian")  # of a sequence; with a shape (H, W) they draw one frame
 _KINDS_WHOLE_STEP = ("equispaced", "magic", "magic_fraction", "grappa")  # a grid of every n-th line, n whole
 
 
