@@ -3737,6 +3737,7 @@ CLASSICAL: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
     "wavelet": (wavelet, (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008)),
     "low_rank": (low_rank, (0.00001, 0.0001, 0.001, 0.01, 0.1)),
 }
+TEMPORAL_TV_WEIGHTS = (0.00025, 0.0005, 0.001, 0.002, 0.004)
 
 
 def classical_method(name: str, weight: float, **options: Any) -> Method:
@@ -3834,6 +3835,7 @@ class Task:
         read: the volumes of a folder. Raises BadInput.
         split: (folder, read) -> training and validation volumes.
         prepare: checks or derives parameters, before anything is read.
+        export: (folder, network, slices) -> nothing: what a run folder holds besides.
     """
 
     settings: Mapping[str, Any]
@@ -3844,12 +3846,74 @@ class Task:
     read: Callable[[Path], list[Volume]]
     split: Callable[[Path, Callable[[Path], list[Volume]]], tuple[list[Volume], list[Volume]]] = read_train_and_val
     prepare: Callable[[Any], None] = lambda settings: None
+    export: Callable[[Path, Method, SliceDataset], None] = lambda folder, network, dataset: None
 
 
 def tuned_tv(train_set: SliceDataset, settings: Any) -> tuple[dict[str, Method], dict[str, float]]:
     """The baselines of single_coil: total variation with the weight that suits the training slices best."""
     weight = tune("tv", train_set, device=settings.device)
     return {"tv": tv_method(weight)}, {"tv_weight": weight}
+
+
+def sliding_window(kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+    """view_sharing, called like a network."""
+    return center_crop(view_sharing(kspace, mask), size)
+
+
+def cine_baselines(train_set: SliceDataset, settings: Any) -> tuple[dict[str, Method], dict[str, float]]:
+    """The baselines of cine: the sliding window, and total variation along time, its weight tuned."""
+
+    def method(weight: float) -> Method:
+        return lambda kspace, mask, size: center_crop(temporal_tv(kspace, mask, weight), size)
+
+    weight = tune(method, train_set, TEMPORAL_TV_WEIGHTS, slices=4, device=settings.device)
+    return {"sliding_window": sliding_window, "temporal_tv": method(weight)}, {"temporal_tv_weight": weight}
+
+
+def split_cine(folder: Path, read: Callable[[Path], list[Volume]]) -> tuple[list[Volume], list[Volume]]:
+    """folder/train and folder/val; or, of a folder with one cine.npz, a fifth of its sequences for validation."""
+    if not (folder / "cine.npz").exists():
+        return read_train_and_val(folder, read)
+    sequences = read(folder)
+    if len(sequences) < 2:
+        raise BadInput(f"{folder / 'cine.npz'}: one sequence cannot be split: score it with --evaluate CHECKPOINT")
+    return split_by_subject(sequences, 0.2)
+
+
+def check_cine(settings: Any) -> None:
+    """Refuse what sequences cannot have."""
+    for name in ("augment", "cache", "adversarial_weight"):
+        if getattr(settings, name):
+            raise BadInput(f"{name} is not for task 'cine': leave it out")
+
+
+@torch.inference_mode()
+def export_cine(folder: Path, network: Method, dataset: SliceDataset) -> None:
+    """Complex images beside each reconstruction, and PSNR and SSIM as text.
+
+    FOLDER/reconstructions/NAME.h5 gets the complex data sets `undersampled`, `reconstructed` and `full`, (1, frames,
+    h, w), HDF5 fields r and i: real and imaginary part. FOLDER/results.txt: a line per sequence.
+    """
+    if rank_and_size()[0] > 0:
+        return
+    device = next(network.parameters()).device if isinstance(network, nn.Module) else "cpu"
+    lines = []
+    for number in range(len(dataset)):
+        batch, volume = Sample.stack([dataset[number]]).to(device), dataset.volumes[dataset.slices[number][0]]
+        images = {
+            "undersampled": zero_filled(batch.kspace, batch.mask, volume.target_size),
+            "reconstructed": network(batch.kspace, batch.mask, volume.target_size),
+            "full": ifft2c(volume.kspace(0))[None],
+        }
+        with h5py.File(folder / "reconstructions" / volume.path.name, "a") as file:
+            for name, image in images.items():
+                file[name] = image.cpu().numpy()
+        full, words = images["full"].abs()[0], []
+        for name in ("undersampled", "reconstructed"):
+            image = images[name].abs()[0].cpu()
+            words.append(f"{name} PSNR {psnr(full, image):.2f} dB SSIM {ssim(full, image):.4f}")
+        lines.append(f"{volume.path.stem}: {', '.join(words)}")
+    replace_file(folder / "results.txt", lambda partial: partial.write_text("\n".join(lines) + "\n"))
 
 
 TASKS: dict[str, Task] = {
@@ -3867,8 +3931,28 @@ TASKS: dict[str, Task] = {
         start=("zero_filled", zero_filled),
         baselines=tuned_tv,
         read=partial(read_folder, axes="slices, H, W"),
-    )
+    ),
+    "cine": Task(
+        settings={
+            "data": "data/demo_cine",
+            "model": "cine_unrolled",
+            "mask": "kt",
+            "acceleration": 5.0,
+            "center_fraction": 11 / 192,
+            "loss": "l1_ssim",
+            "batch_size": 1,
+        },
+        demo=demo_cine,
+        models=("cine_unet", "cine_dual_unet", "cine_unrolled"),
+        start=("zero_filled", zero_filled),
+        baselines=cine_baselines,
+        read=read_cine,
+        split=split_cine,
+        prepare=check_cine,
+        export=export_cine,
+    ),
 }
+COMMON = {"epochs": 24, "batch_size": 4}  # of tasks that do not say otherwise
 
 
 def fill_in(settings: Any) -> Any:
@@ -3886,7 +3970,7 @@ def fill_in(settings: Any) -> Any:
         own = choose(TASKS, settings.task, "task").settings
         values.update({name: values[name] or trained.get(name, own[name]) for name in own if name != "data"})
     task = choose(TASKS, settings.task, "task")
-    values.update({name: values[name] or own for name, own in task.settings.items()})
+    values.update({name: values[name] or own for name, own in {**COMMON, **task.settings}.items()})
     choose(MODELS, settings.model, "model")
     if settings.model not in task.models:
         raise BadInput(f"model {settings.model!r} is not for task {settings.task!r}: use {', '.join(task.models)}")
