@@ -3785,7 +3785,7 @@ def tune(
         images = [reconstruct(make_method(weight), sample) for sample in samples]
         return mean(ssim(s.target, image, float(s.maximum)) for s, image in zip(samples, images))
 
-    return max(weights, key=quality)
+    return max(progress(weights, "tuning"), key=quality)
 
 
 def reconstruct(method: Method, batch: Sample, precision: str = "float32") -> Tensor:
