@@ -1880,7 +1880,7 @@ def demo_cine(
     train: int = 24,
     val: int = 8,
     frames: int = 12,
-    matrix: int = 96,
+    matrix: int = 128,
     seed: int = 0,
 ) -> Path:
     """The demo data set of the cine chapter, simulated on first use: FOLDER/train/cine.npz and FOLDER/val/cine.npz.
@@ -2656,7 +2656,6 @@ class Unrolled(nn.Module):
         shared: all cascades have the same weights.
         features, levels, stages, dropout: of the inner network, those that it has; 0 or "" for its own.
         frames: of a sequence that are reconstructed together; longer and shorter ones go through in_windows. 0: all.
-        shared_views: a sequence starts from view_sharing instead of zero filling.
     """
 
     def __init__(
@@ -2670,11 +2669,10 @@ class Unrolled(nn.Module):
         stages: str = "",
         dropout: float = 0.0,
         frames: int = 0,
-        shared_views: bool = False,
     ) -> None:
         super().__init__()
         choose({"hard": None, "soft": None, "none": None}, consistency, "consistency")
-        self.cascades, self.consistency, self.frames, self.shared_views = cascades, consistency, frames, shared_views
+        self.cascades, self.consistency, self.frames = cascades, consistency, frames
         settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout, "frames": frames}
         self.networks = nn.ModuleList(_inner(inner, 2, 2, **settings) for _ in range(1 if shared else cascades))
         if consistency == "soft":
@@ -2698,8 +2696,6 @@ class Unrolled(nn.Module):
                 return in_windows(lambda k, m: self(k, m, size), self.frames, kspace, mask.expand(kspace.shape))
         image = ifft2c(kspace)
         scale = image.abs().flatten(1).amax(1).reshape(-1, *[1] * (image.ndim - 1)) * smooth_phase(kspace)
-        if self.shared_views:
-            image = view_sharing(kspace, mask)
         for cascade in range(self.cascades):
             network = self.networks[cascade % len(self.networks)]
             image = image + scale * as_complex(network(as_channels(image / scale)))
@@ -2792,9 +2788,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "cine_dual_unet": partial(
         Unrolled, inner="dual_unet", consistency="none", features=64, levels=4, dropout=0.3, frames=12
     ),
-    "cine_unrolled": partial(
-        Unrolled, inner="space_time_resnet", cascades=3, features=16, stages="1x2", shared_views=True
-    ),
+    "cine_unrolled": partial(Unrolled, inner="space_time_resnet", cascades=3, features=16, stages="2x2"),
 }
 LEARNING_RATES = {"resnet": 0.0003}  # of models that diverge at DEFAULT_RATE, which suits the others
 DEFAULT_RATE = 0.002
