@@ -42,12 +42,14 @@ import platform
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
 import warnings
 import xml.etree.ElementTree as ElementTree
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -222,6 +224,7 @@ def _nufft(values: Tensor, trajectory: Tensor, size: Sequence[int], adjoint: boo
 #   Vasanawala et al., Practical parallel imaging compressed sensing MRI, IEEE ISBI 2011
 #   Zbontar et al., fastMRI, arXiv:1811.08839, 2018
 #   Defazio, Offset sampling, arXiv:1912.01101, 2019
+#   Jung et al., k-t FOCUSS, Magn Reson Med 61, 2009
 
 Shape = tuple[int, ...]
 Rng = np.random.RandomState  # numpy's older generator: its stream is the one fastMRI's published masks come from
@@ -284,14 +287,14 @@ def sampling_mask(
     center_fraction: float,
     seed: int | str | tuple[int, ...] | None = None,
 ) -> Tensor:
-    """Draw a sampling mask of any kind in the table MASKS.
+    """Draw a sampling mask of any kind in the tables MASKS and SEQUENCE_MASKS.
 
     The kinds that exist in fastMRI return the same lines as fastMRI for the same seed.
     A file name as seed gives that file the same mask in every run, which is how fastMRI
     fixes its validation masks; None gives a new mask at every call, as in training.
 
     Args:
-        kind: a key of MASKS.
+        kind: a key of MASKS, or of SEQUENCE_MASKS for a sequence (..., frames, H, W).
         shape: shape of the k-space, (..., H, W); 1-D kinds read only W.
         acceleration: R, at least 1. All samples / kept samples, centre included, except for
             equispaced, magic and grappa: there it is the step of the grid, a whole number,
@@ -302,7 +305,8 @@ def sampling_mask(
         seed: None, a whole number, a file name (without its folder) or a tuple of whole numbers.
 
     Returns:
-        torch.bool, shape (W,) for a 1-D kind, (H, W) for a 2-D kind: broadcasts to `shape`.
+        torch.bool, shape (W,) for a 1-D kind, (H, W) for a 2-D kind, (frames, 1, W) for a
+        kind of SEQUENCE_MASKS: broadcasts to `shape`.
 
     Raises:
         BadInput: unknown kind, a number outside its range, or numbers that contradict
@@ -310,13 +314,13 @@ def sampling_mask(
 
     Source: Zbontar 2018 for the seeds and the 1-D kinds; otherwise the docstring of the kind.
     """
-    draw = choose(MASKS, kind, "mask kind")
+    draw = choose(MASKS | SEQUENCE_MASKS, kind, "mask kind")
     shape = tuple(int(n) for n in shape)
-    axes = 2 if kind in _KINDS_2D else 1
+    axes = 3 if kind in SEQUENCE_MASKS else 2 if kind in _KINDS_2D else 1
     if len(shape) < axes or min(shape) < 1:
         raise BadInput(
             f"shape {shape} does not fit the {axes}-D kind {kind!r}: "
-            f"give {'(..., H, W)' if axes == 2 else '(..., W)'}, every size at least 1"
+            f"give (..., {', '.join(('frames', 'H', 'W')[-axes:])}), every size at least 1"
         )
     _check_numbers(acceleration, center_fraction)
     try:
@@ -584,6 +588,38 @@ def _low_pass(shape: Shape, acceleration: float, center_fraction: float, rng: Rn
     return _center(shape, max(1 / acceleration, 1 / min(shape) ** 2))  # one sample at least
 
 
+# --- ky-t kinds: other lines in every frame of a sequence -------------------
+
+
+def _kt(shape: Shape, acceleration: float, center_fraction: float, rng: Rng) -> np.ndarray:
+    """int(W / R) lines, new in every frame, centre included, density (1 - distance)^2 outside it (Jung 2009)."""
+    return _new_lines(shape, acceleration, center_fraction, rng, (1 - _distance(shape[-1:])) ** 2)
+
+
+def _kt_gaussian(shape: Shape, acceleration: float, center_fraction: float, rng: Rng) -> np.ndarray:
+    """int(W / R) lines, new in every frame, centre included, Gaussian density plus 1 / 2R outside it (Jung 2009)."""
+    frequency = np.arange(shape[-1]) - shape[-1] / 2
+    density = np.exp(-0.5 * (frequency / (shape[-1] / 10)) ** 2) + 1 / (2 * acceleration)
+    return _new_lines(shape, acceleration, center_fraction, rng, density)
+
+
+def _new_lines(shape: Shape, acceleration: float, center_fraction: float, rng: Rng, density: np.ndarray) -> np.ndarray:
+    """Lines by density around the centre: (frames, H, W) -> bool (frames, 1, W), no two frames alike."""
+    frames, _, n = shape
+    center, lines = _center((n,), center_fraction, acceleration), int(n / acceleration)
+    free, extra = n - int(center.sum()), lines - int(center.sum())
+    if extra < 0 or (frames > 1 and math.comb(free, extra) < 2 * frames):  # twice: the last new ones take many draws
+        raise BadInput(
+            f"acceleration {acceleration:g} leaves {lines} of {n} lines a frame, {n - free} are the centre: too few "
+            f"for {frames} different frames, lower center_fraction or acceleration"
+        )
+    drawn: dict[bytes, np.ndarray] = {}
+    while len(drawn) < frames:
+        mask = _draw(np.where(center, np.inf, density), lines, rng)
+        drawn[mask.tobytes()] = mask  # lines that a frame has already are drawn again
+    return np.stack(list(drawn.values()))[:, None]
+
+
 MASKS: dict[str, Callable] = {
     "random": _random,
     "equispaced": _equispaced,
@@ -598,6 +634,7 @@ MASKS: dict[str, Callable] = {
     "spiral": _spiral,
     "low_pass": _low_pass,
 }
+SEQUENCE_MASKS: dict[str, Callable] = {"kt": _kt, "kt_gaussian": _kt_gaussian}
 _KINDS_OWN_CENTER = ("radial", "spiral", "low_pass")  # a dense centre by geometry: they ignore center_fraction
 _KINDS_2D = ("gaussian_2d", "poisson_disc", *_KINDS_OWN_CENTER)
 _KINDS_WHOLE_STEP = ("equispaced", "magic", "magic_fraction", "grappa")  # a grid of every n-th line, n whole
@@ -1482,6 +1519,126 @@ def read_images(folder: str | Path, phase: bool = True, noise: float = 0.0) -> l
     return volumes
 
 
+@dataclass(frozen=True)
+class CineVolume(Volume):
+    """One sequence of a cine.npz file, whose k-space is computed from its images; shape (1, frames, H, W).
+
+    Attributes:
+        path: a name of its own for each sequence, beside the file; there is no such file.
+        store: the file.
+        number: of the sequence in the file.
+    """
+
+    store: Path
+    number: int
+
+    def kspace(self, index: int) -> Tensor:
+        """k-space of the sequence (its only "slice" is 0): complex64 (frames, H, W)."""
+        return fft2c(self._images(index))
+
+    def target(self, index: int) -> Tensor:
+        """The magnitude of the fully sampled sequence: float32 (frames, H, W)."""
+        return self._images(index).abs()
+
+    def fingerprints(self) -> list[str]:
+        """A hash of the middle row of all frames, see Volume.fingerprints."""
+        rows = self._images(0)[:, self.shape[-2] // 2].contiguous() + 0
+        return [hashlib.sha1(rows.numpy().tobytes()).hexdigest()]
+
+    def _images(self, index: int) -> Tensor:
+        if index != 0:
+            raise BadInput(f"{self.path}: no slice {index}: a sequence is one, number 0")
+        with _reading(self.store, f"sequence {self.number}"), np.errstate(over="ignore"):
+            images = torch.from_numpy(_cine_samples(self.store)[self.number].astype(np.complex64))
+        if not torch.isfinite(images.abs()).all():
+            raise BadInput(f"{self.store}: sequence {self.number} holds NaN or infinite values: repair or remove it")
+        if not images.any():
+            raise BadInput(f"{self.store}: sequence {self.number} is all zero: remove it")
+        return images
+
+
+LARGEST_UNPACKED = 2**32  # bytes of a compressed cine.npz, which is unpacked in memory; others are read piece by piece
+
+
+@functools.lru_cache(maxsize=4)
+def _cine_samples(path: Path) -> np.ndarray:
+    """The array `dataset` of an .npz file, (samples, frames, rows, columns): mapped from the disk if it can be.
+
+    Nothing is allocated before the header's declared shape was held against the size of what is there.
+    """
+    try:
+        with zipfile.ZipFile(path) as zipped:
+            names = zipped.namelist()
+            if "dataset.npy" not in names:
+                keys = ", ".join(name.removesuffix(".npy") for name in names[:9])
+                raise BadInput(f"{path}: no key 'dataset' (found: {keys or 'nothing'}): save the sequences under it")
+            info = zipped.getinfo("dataset.npy")
+            with zipped.open(info) as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, fortran, dtype = read(member)
+                start = member.tell()
+        if dtype.kind not in "fciu":
+            raise BadInput(f"{path}: dataset is {dtype}, not numbers: objects are never unpickled, save an array")
+        if len(shape) != 4 or 0 in shape:
+            raise BadInput(f"{path}: dataset has shape {shape}: expected (samples, frames, rows, columns)")
+        size = math.prod(shape) * dtype.itemsize
+        if size + start != info.file_size:
+            raise ValueError(f"the header declares {shape}, which is not what follows")
+        if math.prod(shape[1:]) > LARGEST_SLICE:
+            raise BadInput(f"{path}: sequences of {shape[1:]}: more than {LARGEST_SLICE} samples each are not read")
+        if info.compress_type == zipfile.ZIP_STORED:
+            with open(path, "rb") as file:
+                file.seek(info.header_offset + 26)
+                lengths = np.frombuffer(file.read(4), "<u2")  # of the file's name and of the extra field
+            offset = info.header_offset + 30 + int(lengths.sum()) + start
+            return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+        if size > LARGEST_UNPACKED:
+            raise BadInput(f"{path}: {size / 2**30:.1f} GiB compressed: save it with numpy.savez, uncompressed")
+        with np.load(path, allow_pickle=False) as file:
+            return file["dataset"]
+    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error) as error:
+        raise OSError(f"not an .npz file, or a truncated one: {error}") from error
+
+
+def read_cine(path: str | Path) -> list[Volume]:
+    """The sequences of a cine.npz file, each a volume and a subject of its own.
+
+    Args:
+        path: the file or its folder. Key `dataset`: (samples, frames, rows, columns), real or complex images of one
+            heartbeat (or more), any units. Complex ones give the k-space of a scan; from real ones it is simulated,
+            which train.py says, and scores come out too good (looks_magnitude_only). Columns are the phase encodes.
+    Raises:
+        BadInput: no file, no such key, wrong axes, objects, a header that does not fit what follows.
+    """
+    path = Path(path)
+    file = path / "cine.npz" if path.is_dir() else path
+    if not os.path.isfile(file):
+        raise BadInput(f"{file}: no such file: data/README.md tells what a cine.npz holds")
+    with _reading(file, "the file"):
+        _cine_samples.cache_clear()  # the file may have been written anew
+        samples = _cine_samples(file)
+        with zipfile.ZipFile(file) as zipped:
+            simulated = "simulated.npy" in zipped.namelist()
+    names = [f"{file.parent.name}_{number:03d}" for number in range(len(samples))]
+    return [
+        CineVolume(
+            path=file.with_name(name + ".h5"),  # what its reconstruction is called
+            shape=(1, *samples.shape[1:]),
+            target_size=samples.shape[2:],
+            acquisition="CINE" if samples.dtype.kind == "c" else "CINE, k-space simulated from magnitudes",
+            patient_id=name,
+            columns=(0, samples.shape[-1]),
+            mask=None,
+            target_key=None,
+            attributes={"simulated": True} if simulated else {},
+            store=file,
+            number=number,
+        )
+        for number, name in enumerate(names)
+    ]
+
+
 # --------------------------------------------------------------------------------------------------
 # 4 Demo scanner (simulated data)
 # --------------------------------------------------------------------------------------------------
@@ -1871,6 +2028,213 @@ def demo_data(
     return folder
 
 
+# T1 (ms), T2 (ms) and proton density around the heart at 1.5 T; the gas of the stomach makes what is in it dim.
+CINE_TISSUES = {
+    "blood": (1550, 250, 0.95),
+    "myocardium": (1000, 48, 0.85),
+    "fat": (260, 85, 0.70),
+    "muscle": (1000, 40, 0.80),
+    "liver": (580, 46, 0.80),
+    "spleen": (1050, 79, 0.80),
+    "stomach": (800, 60, 0.55),
+    "marrow": (550, 50, 0.40),
+    "bone": (900, 20, 0.10),
+    "lung": (1200, 40, 0.10),
+    "csf": (4000, 1200, 1.00),
+}
+
+
+def bssfp_signal(t1: float, t2: float, pd: float, flip: float = 55.0, te: float = 1.5) -> float:
+    """Signal of balanced steady-state free precession on resonance, for a short repetition time (Scheffler 2003).
+
+    Args:
+        t1, t2, te: relaxation times and echo time in ms.  pd: proton density.  flip: angle in degrees.
+    """
+    cosine, sine = math.cos(math.radians(flip)), math.sin(math.radians(flip))
+    return pd * sine / (t1 / t2 + 1 - cosine * (t1 / t2 - 1)) * math.exp(-te / t2)
+
+
+def simulate_cine(
+    seed: int, frames: int = 20, matrix: int = 192, noise: float | None = None, ejection_fraction: float | None = None
+) -> tuple[Tensor, dict]:
+    """Scan a simulated beating heart: one heartbeat of a short-axis slice, balanced steady-state free precession.
+
+    Fat, ribs, lungs, liver, spleen, spine and aorta stand still, as in a breath-hold; both ventricles contract, the
+    muscle keeps its volume and thickens, papillary muscles move along. Drawn with half the voxel, its k-space
+    cropped, as in simulate_head. Simplified: one coil, no breathing, the same beat every time, no through-plane motion.
+
+    Args:
+        seed: everything random follows from it: anatomy, beat, phase of the beat at the first frame, noise.
+        frames: of one heartbeat, evenly spaced; the frame after the last would be the first again.
+        matrix: side of the image in pixels, even; the field of view, about 290 mm, does not depend on it.
+        noise: standard deviation of its real part, relative to the signal of blood; None draws 1/90 .. 1/40.
+        ejection_fraction: share of the left ventricle's blood that a beat ejects; None draws 0.5 .. 0.72.
+
+    Returns:
+        complex64 images (frames, matrix, matrix), largest magnitude 1; and a dict of what was simulated: seed,
+        voxel_mm, ejection_fraction, noise_std, heart (row and column of the left ventricle), contraction (frames):
+        0 for a full heart, 1 at its emptiest.
+    """
+    from scipy.interpolate import PchipInterpolator
+
+    rng = np.random.default_rng([seed, 0, 77])
+    voxel = rng.uniform(275, 300) / matrix
+    mm = (np.arange(2 * matrix) - matrix) * voxel / 2
+    field = lambda length: _smooth_field(rng, length, mm, mm)  # noqa: E731
+    turn = math.radians(rng.normal(0, 6))
+    x = mm * math.cos(turn) + mm[:, None] * math.sin(turn) + 3 * field(30)
+    y = mm[:, None] * math.cos(turn) - mm * math.sin(turn) + 3 * field(30)
+    signal = {name: bssfp_signal(*np.array(v) * rng.normal(1, 0.03, 3)) for name, v in CINE_TISSUES.items()}
+
+    def ellipse(cx: float, cy: float, a: float, b: float, angle: float = 0.0, power: float = 2.0) -> np.ndarray:
+        """How deep, in mm, a point lies inside an ellipse, or a shape between ellipse and rectangle; roughly."""
+        u = (x - cx) * math.cos(angle) + (y - cy) * math.sin(angle)
+        v = (y - cy) * math.cos(angle) - (x - cx) * math.sin(angle)
+        return (1 - ((np.abs(u) / a) ** power + (np.abs(v) / b) ** power) ** (1 / power)) * min(a, b)
+
+    def paint(image: np.ndarray, value: Any, depth: np.ndarray, within: Any = 1.0) -> np.ndarray:
+        return image + _step(depth) * within * (value - image)
+
+    # What stands still, from outside in. Every later tissue covers the earlier ones.
+    a, b, wall = rng.uniform(122, 130), rng.uniform(100, 112), rng.uniform(14, 19)
+    fat = np.clip(rng.uniform(4, 13) + 2 * field(40), 2.5, None)
+    body = ellipse(0, 0, a, b, power=2.5)
+    still = paint(np.zeros_like(body), signal["fat"], body)
+    still = paint(still, signal["muscle"] * (1 + 0.12 * field(3)), body - fat)
+    still = paint(still, 0.7 * signal["fat"], 1.2 * field(5) - 1.2, _step(body - fat))  # between the muscles
+    still = paint(still, signal["lung"] * (1 + 0.3 * field(4)), body - fat - wall - 2 * field(30))
+    chest = _step(body - fat - wall)
+    for angle in np.arange(13) * 2 * math.pi / 13 + rng.uniform(0, 0.4):
+        c, s, place = math.cos(angle), math.sin(angle), 1 - (fat.mean() + 0.62 * wall) / b
+        size = rng.uniform(9, 13), rng.uniform(4, 5.5)
+        rib = ellipse(a * place * c, b * place * s, *size, math.atan2(b * c, -a * s))
+        still = paint(paint(still, signal["bone"], rib), signal["marrow"], rib - 1.5)
+    liver_at, middle = (rng.uniform(-62, -50), rng.uniform(42, 54)), (rng.normal(-6, 4), b - fat.mean() - 45)
+    liver = ellipse(*liver_at, rng.uniform(74, 88), rng.uniform(46, 58), rng.uniform(-0.25, 0.1), 2.3)
+    spleen = ellipse(
+        rng.uniform(62, 74), rng.uniform(44, 58), rng.uniform(30, 42), rng.uniform(22, 32), rng.uniform(-0.8, 0)
+    )
+    still = paint(still, signal["liver"], liver, chest)
+    for number in range(116):  # vessels of the lungs, then of the liver
+        at = (rng.uniform(-a, a), rng.uniform(-b, b)) if number < 90 else rng.normal(liver_at, (34, 22))
+        size = (rng.gamma(2.0, 0.7) + 0.6) * np.array([rng.uniform(1, 3), 1])
+        where = chest * (_step(-liver) if number < 90 else _step(liver - 3))
+        still = paint(still, signal["blood"] * rng.uniform(0.5, 0.9), ellipse(*at, *size, rng.uniform(0, 3)), where)
+    still = paint(still, signal[rng.choice(["spleen", "stomach"])], spleen, chest)
+    still = paint(still, 0.8 * signal["muscle"], ellipse(middle[0], middle[1] + 6, 44, 27), chest)
+    canal = (middle[0], middle[1] + 22)
+    for name, depth in (
+        ("bone", ellipse(*middle, 20, 16)),
+        ("marrow", ellipse(*middle, 18, 14)),
+        ("fat", ellipse(*canal, 11, 9)),
+        ("csf", ellipse(*canal, 8.5, 7)),
+        ("spleen", ellipse(*canal, 5, 4)),  # the cord
+    ):
+        still = paint(still, signal[name], depth)
+
+    # The beat: fast ejection, fast filling, rest, and the atrium's contribution just before the next.
+    ejected = rng.uniform(0.5, 0.72) if ejection_fraction is None else ejection_fraction
+    end, start, long_axis = rng.uniform(0.33, 0.42), rng.uniform(), 0.1  # of systole; first frame; shortening
+    times = [0, 0.25 * end, 0.6 * end, end, end + 0.06, end + 0.2, end + 0.32, 0.88, 0.96, 1]
+    beat = PchipInterpolator(times, [0, 0.2, 0.75, 1, 0.97, 0.42, 0.25, 0.2, 0.04, 0])
+    contraction = beat((np.arange(frames) / frames + start) % 1)
+    heart, shift = rng.uniform((16, -24), (28, -12)), rng.uniform((-4.5, 0), (-0.5, 4))
+    inner, thick, septum = rng.uniform(21, 26), rng.uniform(7.5, 11), math.pi + rng.normal(0.15, 0.2)
+    waves = lambda orders, size: [  # noqa: E731
+        (k, size * rng.normal() / len(orders) ** 0.5, rng.uniform(0, 2 * math.pi)) for k in orders
+    ]
+    bulges, ridges = waves((2, 3), 0.9), waves(range(7, 17), 0.9)
+    papillary = [(septum + side * rng.uniform(1.65, 2.3), rng.uniform(4.2, 5.8)) for side in (1, -1)]
+    right, right_wall = (rng.uniform(26, 32), rng.uniform(38, 44)), rng.uniform(3, 4)
+    trabeculae = [(rng.uniform(-1.2, 1.2), rng.uniform(0.85, 1), rng.uniform(1, 3)) for _ in range(8)]
+    aorta, twist = (middle[0] + rng.uniform(20, 26), middle[1] - rng.uniform(6, 12)), rng.uniform(0.1, 0.2)
+    muscle, swirl, pad = signal["myocardium"] * (1 + 0.05 * field(4)), field(7), 2.5 + 2.5 * field(9)
+
+    def draw(s: float, cycle: float) -> np.ndarray:
+        """The chest at contraction s (0..1)."""
+        cx, cy = heart + s * shift
+        r, theta = np.hypot(x - cx, y - cy), np.arctan2(y - cy, x - cx) - twist * s
+        endo = inner * math.sqrt(1 - s * (1 - (1 - ejected) / (1 - long_axis)))
+        epi = math.sqrt(endo**2 + ((inner + thick) ** 2 - inner**2) / (1 - long_axis * s))  # muscle keeps its volume
+        bulge, ridge = (sum(h * np.cos(k * theta + p) for k, h, p in some) for some in (bulges, ridges))
+        blood = signal["blood"] * (1 + 0.04 * swirl * math.cos(2 * math.pi * cycle) - 0.06 * s)
+        outside, cavity = epi + bulge - r, endo * (1 + bulge / inner) + (1 + 0.4 * s) * ridge - r
+        c, d, away, small = math.cos(septum), math.sin(septum), epi - 6 + 0.1 * right[0], (1 - 0.33 * s, 1 - 0.12 * s)
+        centre, axes = (cx + away * c, cy + away * d), (right[0] * small[0], right[1] * small[1])
+        ventricle = ellipse(*centre, *axes, septum, 2.3)
+        image = paint(
+            still,
+            0.75 * signal["fat"],
+            np.maximum(outside, ventricle + right_wall) + pad,
+            _step(body - fat - 0.6 * wall),
+        )
+        image = paint(image, 0.9 * muscle, ventricle + right_wall * (1 + 0.3 * s))
+        for angle, place, size in trabeculae:
+            u, v = axes[0] * place * math.cos(angle), axes[1] * place * math.sin(angle)
+            spot = np.hypot(x - centre[0] - u * c + v * d, y - centre[1] - u * d - v * c)
+            ventricle = np.minimum(ventricle, spot - size)
+        image = paint(paint(image, 0.95 * blood, ventricle), muscle, outside)
+        for angle, size in papillary:
+            at, place = angle + twist * s, endo - 0.8 * size * (1 - 0.3 * s)
+            spot = np.hypot(x - cx - place * math.cos(at), y - cy - place * math.sin(at))
+            cavity = np.minimum(cavity, spot - size * (1 + 0.06 * s))
+        image = paint(image, blood, cavity)
+        vessel = 11 + 0.8 * s - np.hypot(x - aorta[0], y - aorta[1])
+        return paint(paint(image, 0.7 * signal["muscle"], vessel + 2), blood, vessel)
+
+    image = np.stack([draw(s, number / frames) for number, s in enumerate(contraction)])
+    image *= 1 + 0.025 * field(1.2) + 0.02 * field(6)
+    v, u, c = mm[:, None] / 100, mm / 100, rng.normal(0, 0.8, 5)  # the receiver: sensitivity and phase
+    image *= np.exp(0.15 * field(50) - rng.uniform(0.05, 0.3) * v + rng.normal(0, 0.08) * u)
+    phase = rng.uniform(-np.pi, np.pi) + c[0] * v + c[1] * u + c[2] * v**2 + c[3] * u**2 + c[4] * u * v
+    full = torch.from_numpy((image * np.exp(1j * (phase + 0.4 * field(25)))).astype(np.complex64))
+    kspace = center_crop(fft2c(full), (matrix, matrix)) / 2
+    deviation = signal["blood"] * (1 / rng.uniform(40, 90) if noise is None else noise)
+    real_imag = torch.from_numpy(rng.standard_normal((*kspace.shape, 2), np.float32))
+    scan = ifft2c(kspace + deviation * torch.view_as_complex(real_imag))
+    peak = float(scan.abs().max())
+    middle_of_heart = np.unravel_index(np.hypot(x - heart[0], y - heart[1]).argmin(), x.shape)
+    info = {"seed": seed, "voxel_mm": round(voxel, 4), "ejection_fraction": float(ejected)}
+    info["heart"] = [int(place) // 2 for place in middle_of_heart]
+    return scan / peak, info | {"noise_std": deviation / peak, "contraction": contraction.tolist()}
+
+
+def demo_cine(
+    folder: str | Path = ROOT / "data" / "demo_cine",
+    train: int = 24,
+    val: int = 8,
+    frames: int = 12,
+    matrix: int = 128,
+    seed: int = 0,
+) -> Path:
+    """The demo data set of the cine chapter, simulated on first use: FOLDER/train/cine.npz and FOLDER/val/cine.npz.
+
+    Args:
+        folder: where the data are or will be; a file that is there stays as it is, whatever the other arguments say.
+        train, val: number of subjects, a sequence each; 0 leaves that file out.
+        frames, matrix: as in simulate_cine, whose defaults are the full size. These suit a CPU.
+        seed: another seed makes another set of subjects.
+
+    Returns:
+        The folder. The files hold `dataset` (subjects, frames, rows, columns) complex64, and `simulated`.
+    """
+    folder = Path(folder)
+    for split, first, count in (("train", 0, train), ("val", 10_000, val)):
+        path = folder / split / "cine.npz"
+        if path.exists() or not count:
+            continue
+        print(f"Simulating {count} beating hearts into {os.path.relpath(path)} (once; simulated, no patients).")
+        subjects = tqdm(range(100_000 * seed + first, 100_000 * seed + first + count), desc="simulating", unit="heart")
+        data = np.stack([simulate_cine(subject, frames, matrix)[0].numpy() for subject in subjects])
+
+        def write(partial: Path, data: np.ndarray = data) -> None:
+            with open(partial, "wb") as file:  # given a name, numpy would append .npz to it
+                np.savez(file, dataset=data, simulated=np.array(True))
+
+        replace_file(path, write)
+    return folder
+
+
 # --------------------------------------------------------------------------------------------------
 # 5 Classical reconstruction
 # --------------------------------------------------------------------------------------------------
@@ -1894,38 +2258,40 @@ def keep_measured(image: Tensor, kspace: Tensor, mask: Tensor, weight: Tensor | 
     return ifft2c(torch.where(mask, measured, spectrum))
 
 
-def _gradient(x: Tensor) -> Tensor:
-    """Forward differences along H and W, zero at the far edge: (..., H, W) -> (2, ..., H, W)."""
-    gradient = x.new_zeros((2, *x.shape))
-    gradient[0, ..., :-1, :] = x[..., 1:, :] - x[..., :-1, :]
-    gradient[1, ..., :, :-1] = x[..., :, 1:] - x[..., :, :-1]
+def _gradient(x: Tensor, axes: Sequence[int] = (-2, -1)) -> Tensor:
+    """Forward differences along each axis, zero at the far edge: (..., H, W) -> (len(axes), ..., H, W)."""
+    gradient = x.new_zeros((len(axes), *x.shape))
+    for part, axis in zip(gradient, axes):
+        part.narrow(axis, 0, x.shape[axis] - 1).copy_(x.diff(dim=axis))
     return gradient
 
 
-def _gradient_adjoint(p: Tensor) -> Tensor:
-    """The adjoint of _gradient (minus the divergence): (2, ..., H, W) -> (..., H, W)."""
+def _gradient_adjoint(p: Tensor, axes: Sequence[int] = (-2, -1)) -> Tensor:
+    """The adjoint of _gradient (minus the divergence): (len(axes), ..., H, W) -> (..., H, W)."""
     x = torch.zeros_like(p[0])
-    x[..., 1:, :] += p[0, ..., :-1, :]
-    x[..., :-1, :] -= p[0, ..., :-1, :]
-    x[..., :, 1:] += p[1, ..., :, :-1]
-    x[..., :, :-1] -= p[1, ..., :, :-1]
+    for part, axis in zip(p, axes):
+        inner = part.narrow(axis, 0, x.shape[axis] - 1)
+        x.narrow(axis, 1, x.shape[axis] - 1).add_(inner)
+        x.narrow(axis, 0, x.shape[axis] - 1).sub_(inner)
     return x
 
 
-def _unit_scale(kspace: Tensor, weight: float, method: str) -> tuple[Tensor, Tensor]:
-    """The k-space divided by the largest magnitude of the zero-filled image, and that magnitude.
+def _unit_scale(kspace: Tensor, weight: float, method: str, axes: tuple[int, ...] = (-2, -1)) -> tuple[Tensor, Tensor]:
+    """The k-space divided by the largest magnitude of the zero-filled image, over `axes`, and that magnitude.
 
     Raises:
         BadInput: the weight is negative or not a number.
     """
     if not 0 <= weight < math.inf:
         raise BadInput(f"{method} weight {weight}: give a number of at least 0")
-    scale = ifft2c(kspace).abs().amax((-2, -1), keepdim=True)
+    scale = ifft2c(kspace).abs().amax(axes, keepdim=True)
     scale = scale.clamp(min=torch.finfo(scale.dtype).tiny)  # an empty slice stays empty
     return kspace / scale, scale
 
 
-def total_variation(kspace: Tensor, mask: Tensor, weight: float = 0.01, iterations: int = 300) -> Tensor:
+def total_variation(
+    kspace: Tensor, mask: Tensor, weight: float = 0.01, iterations: int = 300, axes: Sequence[int] = (-2, -1)
+) -> Tensor:
     """Total-variation reconstruction: argmin_x 1/2 |M F x - y|^2 + weight * s * TV(x).
 
     TV is the isotropic total variation of the complex image, s the largest magnitude of the
@@ -1938,19 +2304,20 @@ def total_variation(kspace: Tensor, mask: Tensor, weight: float = 0.01, iteratio
         mask: bool, broadcastable to kspace.
         weight: of the total variation; larger is smoother. Tune it on training data.
         iterations: primal-dual steps, each one pair of FFTs.
+        axes: along which neighbours are compared; -3 is the time of a sequence.
     Returns:
         (..., H, W) complex image.
     """
-    measured, scale = _unit_scale(kspace, weight, "total variation")
+    measured, scale = _unit_scale(kspace, weight, "total variation", tuple({-2, -1, *axes}))
     # Step sizes whose product is below 1 / |gradient|^2 = 1/8. The dual variable is never larger than
     # the weight while the image is about 1, so that the primal step may be the larger by far.
     primal, dual_step = 30 / math.sqrt(8), 1 / 30 / math.sqrt(8)
     image = ifft2c(measured)
-    ahead, dual = image, torch.zeros_like(_gradient(image))
+    ahead, dual = image, torch.zeros_like(_gradient(image, axes))
     for _ in range(iterations):
-        dual = dual + dual_step * _gradient(ahead)
+        dual = dual + dual_step * _gradient(ahead, axes)
         dual = dual / (dual.abs().square().sum(0).sqrt() / max(weight, 1e-12)).clamp(min=1)
-        spectrum = fft2c(image - primal * _gradient_adjoint(dual))
+        spectrum = fft2c(image - primal * _gradient_adjoint(dual, axes))
         spectrum = torch.where(mask, (spectrum + primal * measured) / (1 + primal), spectrum)
         previous, image = image, ifft2c(spectrum)
         ahead = 2 * image - previous
@@ -2139,6 +2506,35 @@ def bicubic(kspace: Tensor, size: Sequence[int], factor: int) -> Tensor:
     return torch.from_numpy(np.stack(fine).astype(np.float32)).to(kspace.device)
 
 
+def temporal_tv(kspace: Tensor, mask: Tensor, weight: float = 0.01, iterations: int = 60) -> Tensor:
+    """total_variation along time, (..., frames, H, W) -> same shape: what rests is pieced together from all frames.
+
+    Feng et al. 2014, MRM 72(3), who used it for radial sampling. Arguments as total_variation.
+    """
+    return total_variation(kspace, mask, weight, iterations, axes=(-3,))
+
+
+def view_sharing(kspace: Tensor, mask: Tensor) -> Tensor:
+    """Sliding window: what a frame has not measured is taken from the frames nearest in time that have.
+
+    Sharp where nothing moves; what moves is smeared over time. The frame after the last is the first, as one
+    heartbeat follows another; two frames equally near are averaged. Riederer et al. 1988, MRM 8(1).
+
+    Args:
+        kspace: (..., frames, H, W) complex, zero where not measured.
+        mask: bool (..., frames, 1, W).
+    Returns:
+        (..., frames, H, W) complex images. What no frame has measured stays zero.
+    """
+    filled, known = kspace, mask
+    for distance in range(1, kspace.shape[-3] // 2 + 1):
+        count = sum(mask.roll(d, -3).float() for d in (distance, -distance))
+        near = sum(kspace.roll(d, -3) * mask.roll(d, -3) for d in (distance, -distance)) / count.clamp(min=1)
+        filled = torch.where(known, filled, near)
+        known = known | (count > 0)
+    return ifft2c(filled)
+
+
 # --------------------------------------------------------------------------------------------------
 # 6 Networks
 # --------------------------------------------------------------------------------------------------
@@ -2152,17 +2548,36 @@ def _pad(x: Tensor, multiple: int) -> Tensor:
     return nn.functional.pad(x, (0, -x.shape[-1] % multiple, 0, -x.shape[-2] % multiple), mode="replicate")
 
 
-def _convolutions(inputs: int, outputs: int, dropout: float) -> nn.Sequential:
+def _convolutions(inputs: int, outputs: int, dropout: float, slope: float = 0.2) -> nn.Sequential:
     """Twice: 3x3 convolution, instance norm, leaky ReLU, dropout."""
     layers: list[nn.Module] = []
     for channels in (inputs, outputs):
         layers += [
             nn.Conv2d(channels, outputs, 3, padding=1, bias=False),
             nn.InstanceNorm2d(outputs),
-            nn.LeakyReLU(0.2),
+            nn.LeakyReLU(slope),
             nn.Dropout2d(dropout),
         ]
     return nn.Sequential(*layers)
+
+
+class Attention(nn.Module):
+    """Weights between 0 and 1 for each channel, then for each place (Woo et al. 2018, ECCV).
+
+    A channel's weight comes from its mean and its maximum, a place's from the mean and maximum over the channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = max(channels // 8, 4)
+        self.channels = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+        self.places = nn.Conv2d(2, 1, 7, padding=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, H, W) -> the same shape."""
+        weights = self.channels(x.mean((-2, -1))) + self.channels(x.amax((-2, -1)))
+        x = x * weights.sigmoid()[..., None, None]
+        return x * self.places(torch.stack([x.mean(1), x.amax(1)], 1)).sigmoid()
 
 
 class UNet(nn.Module):
@@ -2177,25 +2592,35 @@ class UNet(nn.Module):
         features: channels after the first convolution; doubled at each level.
         levels: how often the image is halved.
         dropout: probability that a feature map is dropped in training.
+        slope: of the leaky ReLU below zero.
+        attention: weigh channels and places at the coarsest level, see Attention.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, features: int = 16, levels: int = 4, dropout: float = 0.0
+        self,
+        in_channels: int,
+        out_channels: int,
+        features: int = 16,
+        levels: int = 4,
+        dropout: float = 0.0,
+        slope: float = 0.2,
+        attention: bool = False,
     ) -> None:
         super().__init__()
         widths = [features * 2**level for level in range(levels + 1)]
         self.down = nn.ModuleList(
-            _convolutions(a, b, dropout) for a, b in zip([in_channels, *widths], widths, strict=False)
+            _convolutions(a, b, dropout, slope) for a, b in zip([in_channels, *widths], widths, strict=False)
         )
         self.up = nn.ModuleList(
             nn.Sequential(
                 nn.ConvTranspose2d(2 * width, width, 2, stride=2, bias=False),
                 nn.InstanceNorm2d(width),
-                nn.LeakyReLU(0.2),
+                nn.LeakyReLU(slope),
             )
             for width in reversed(widths[:-1])
         )
-        self.merge = nn.ModuleList(_convolutions(2 * width, width, dropout) for width in reversed(widths[:-1]))
+        self.merge = nn.ModuleList(_convolutions(2 * width, width, dropout, slope) for width in reversed(widths[:-1]))
+        self.attention = Attention(widths[-1]) if attention else nn.Identity()
         self.last = nn.Conv2d(features, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -2207,7 +2632,7 @@ class UNet(nn.Module):
             x = block(x)
             skipped.append(x)
             x = nn.functional.avg_pool2d(x, 2)
-        x = self.down[-1](x)
+        x = self.attention(self.down[-1](x))
         for up, merge in zip(self.up, self.merge, strict=True):
             x = merge(torch.cat([up(x), skipped.pop()], dim=1))
         return self.last(x)[..., :height, :width]
@@ -2223,22 +2648,31 @@ class ResidualBlock(nn.Module):
         norm: instance norm after each convolution. Off is better at full resolution (Lim et al. 2017, CVPR
             workshops): a norm throws away the scale that the image must keep.
         dropout: probability that a feature map is dropped in training, after the first convolution.
+        convolution: nn.Conv2d, or SpaceTimeConv for sequences.
     """
 
-    def __init__(self, features: int, layers: int = 2, hidden: int = 0, norm: bool = False, dropout: float = 0.0):
+    def __init__(
+        self,
+        features: int,
+        layers: int = 2,
+        hidden: int = 0,
+        norm: bool = False,
+        dropout: float = 0.0,
+        convolution: type[nn.Conv2d] = nn.Conv2d,
+    ) -> None:
         super().__init__()
         hidden = hidden or features
         widths = [features, *[hidden] * (layers - 1), features]
         body: list[nn.Module] = []
         for number, (a, b) in enumerate(itertools.pairwise(widths)):
-            last = nn.Conv2d(a, b, 3, padding=1)
+            last = convolution(a, b, 3, padding=1)
             body += [last, nn.InstanceNorm2d(b) if norm else nn.Identity()]
             if number < layers - 1:
-                body += [nn.PReLU(), nn.Dropout2d(dropout if number == 0 else 0.0)]
+                body += [nn.PReLU(), nn.Dropout2d(dropout) if dropout and number == 0 else nn.Identity()]
         self.body = nn.Sequential(*body)
         if not norm:  # a block starts as the identity, so that many can follow one another
-            for weights in last.parameters():
-                nn.init.zeros_(weights)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, features, H, W) -> the same shape."""
@@ -2260,17 +2694,23 @@ class ResNet(nn.Module):
         in_channels, out_channels: of the images.
         features: channels of the first convolution; twice as many inside the blocks.
         stages: blocks x layers: "12x2" with 64 features has 1.77 million weights.
-        dropout: see ResidualBlock.
+        dropout, convolution: see ResidualBlock.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, features: int = 64, stages: str = "8x2 4x3", dropout: float = 0.0
+        self,
+        in_channels: int,
+        out_channels: int,
+        features: int = 64,
+        stages: str = "8x2 4x3",
+        dropout: float = 0.0,
+        convolution: type[nn.Conv2d] = nn.Conv2d,
     ) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(in_channels, features, 3, padding=1), nn.PReLU())
-        blocks = [ResidualBlock(features, layers, 2 * features, dropout=dropout) for layers in _stages(stages)]
-        self.blocks = nn.Sequential(*blocks)
-        self.last = nn.Conv2d(features, out_channels, 3, padding=1)
+        self.first = nn.Sequential(convolution(in_channels, features, 3, padding=1), nn.PReLU())
+        options: Any = {"dropout": dropout, "convolution": convolution}
+        self.blocks = nn.Sequential(*(ResidualBlock(features, n, 2 * features, **options) for n in _stages(stages)))
+        self.last = convolution(features, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, H, W) float -> (batch, out_channels, H, W)."""
@@ -2351,6 +2791,129 @@ class SRResNet(ResNet):
         return super().forward(_pad(x, self.factor)[..., :: self.factor, :: self.factor])[..., :height, :width]
 
 
+# Inner networks for sequences: (batch, 2, frames, H, W) real and imaginary part -> the same shape. They take the
+# sequence for periodic, as the heart is: the frame after the last is the first.
+
+
+class SpaceTimeConv(nn.Conv2d):
+    """2-D + t convolution: each frame is convolved, then each channel is mixed with the frames before and after.
+
+    Begins without mixing. The idea of separating space and time: Tran et al. 2018, CVPR; three weights per channel
+    for the time cost next to nothing, unlike a full 3x3x3 convolution.
+    """
+
+    FRAMES = 3  # that it looks at
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.time = nn.Parameter(torch.tensor([0.0, 1.0, 0.0]).repeat(self.out_channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, frames, channels, H, W) -> the same with out_channels."""
+        y = super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        before, now, after = self.time[..., None, None].unbind(1)
+        return before * y.roll(1, 1) + now * y + after * y.roll(-1, 1)
+
+
+class SpaceTimeResNet(ResNet):
+    """ResNet of SpaceTimeConv: works on any number of frames from three. Arguments as ResNet."""
+
+    min_frames = SpaceTimeConv.FRAMES
+
+    def __init__(self, in_channels: int, out_channels: int, features: int = 16, stages: str = "2x2") -> None:
+        super().__init__(in_channels, out_channels, features, stages, convolution=SpaceTimeConv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, frames, H, W) -> (batch, out_channels, frames, H, W)."""
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class FrameUNet(nn.Module):
+    """A 2-D U-Net that takes real and imaginary part of `frames` frames as its channels; other arguments as UNet."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        features: int = 32,
+        levels: int = 3,
+        dropout: float = 0.0,
+        frames: int = 12,
+    ) -> None:
+        super().__init__()
+        self.network = UNet(in_channels * frames, out_channels * frames, features, levels, dropout)
+
+    @property
+    def last(self) -> nn.Conv2d:
+        """The last layer."""
+        return self.network.last
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, frames, H, W) -> (batch, out_channels, frames, H, W)."""
+        return self.network(x.flatten(1, 2)).unflatten(1, (-1, x.shape[2]))
+
+
+class PeriodicConv3d(nn.Conv3d):
+    """3-D convolution with the frames before the first and after the last taken from the other end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, frames, H, W) -> the same with out_channels."""
+        around = self.kernel_size[0] // 2
+        return super().forward(torch.cat([x[:, :, x.shape[2] - around :], x, x[:, :, :around]], 2))
+
+
+class DualUNet(nn.Module):
+    """One U-Net for the real part, one for the imaginary part, frames as channels, attention at their coarsest level;
+    then a light 3-D residual network over both: 3x7x7, one block of features / 2, 1x1x1.
+
+    Args:
+        in_channels, out_channels: 2, real and imaginary part.
+        features, levels, dropout: of the U-Nets.
+        frames: of a sequence.
+        attention, light: off leaves that part out, for comparisons.
+    """
+
+    min_frames = 3
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        features: int = 64,
+        levels: int = 4,
+        dropout: float = 0.0,
+        frames: int = 12,
+        attention: bool = True,
+        light: bool = True,
+    ) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(
+            UNet(frames, frames, features, levels, dropout, 0.1, attention) for _ in range(in_channels)
+        )
+        for part in self.parts:
+            nn.init.zeros_(part.last.weight)
+            nn.init.zeros_(part.last.bias)
+        if light:
+            width = max(features // 2, 1)
+            self.first = PeriodicConv3d(in_channels, width, (3, 7, 7), padding=(0, 3, 3))
+            block = [nn.PReLU(), PeriodicConv3d(width, width, 3, padding=(0, 1, 1))]
+            self.block = nn.Sequential(*block, nn.PReLU(), PeriodicConv3d(width, width, 3, padding=(0, 1, 1)))
+            self.final = nn.Conv3d(width, out_channels, 1)
+
+    @property
+    def last(self) -> nn.Module:
+        """The last layer."""
+        return self.final if hasattr(self, "final") else self.parts[-1].last
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 2, frames, H, W) -> the same shape."""
+        change = torch.stack([part(x[:, i]) for i, part in enumerate(self.parts)], 1)
+        if not hasattr(self, "final"):
+            return change
+        y = self.first(x + change)
+        return change + self.final(y + self.block(y))
+
+
 class PatchDiscriminator(nn.Module):
     """Judges patches: is this magnitude image a reference, given the zero-filled one?
 
@@ -2381,11 +2944,16 @@ class PatchDiscriminator(nn.Module):
         return found
 
 
-INNER_NETWORKS: dict[str, type[nn.Module]] = {
+INNER_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,
     "resnet": ResNet,
     "recon_resnet": ReconResNet,
     "srresnet": SRResNet,
+    "space_time_resnet": SpaceTimeResNet,
+    "frame_unet": FrameUNet,
+    "dual_unet": DualUNet,
+    "dual_unet_no_attention": partial(DualUNet, attention=False),
+    "dual_unet_no_3d": partial(DualUNet, light=False),
 }
 
 
@@ -2417,12 +2985,12 @@ def normalize(x: Tensor, clamp: float = math.inf) -> tuple[Tensor, Tensor, Tenso
 
 
 def as_channels(image: Tensor) -> Tensor:
-    """(batch, H, W) complex -> (batch, 2, H, W) real and imaginary part; networks see only these."""
+    """(batch, ...) complex -> (batch, 2, ...) real and imaginary part; networks see only these."""
     return torch.view_as_real(image).movedim(-1, 1)
 
 
 def as_complex(channels: Tensor) -> Tensor:
-    """(batch, 2, H, W) -> (batch, H, W) complex64, the inverse of as_channels."""
+    """(batch, 2, ...) -> (batch, ...) complex64, the inverse of as_channels."""
     return torch.view_as_complex(channels.float().movedim(1, -1).contiguous())
 
 
@@ -2437,6 +3005,31 @@ def smooth_phase(kspace: Tensor) -> Tensor:
     window = torch.exp(-0.5 * (rows[:, None] ** 2 + columns**2) / 0.02**2)  # 2 % of either axis
     low = ifft2c(kspace * window)
     return torch.polar(torch.ones_like(low.real), low.angle())  # 1 where low is 0
+
+
+def in_windows(method: Callable[..., Tensor], frames: int, *sequences: Tensor) -> Tensor:
+    """A method that takes `frames` frames, on sequences of any length: in windows that overlap by half.
+
+    The windows go round from the last frame to the first, as heartbeats do, and repeat a sequence that is shorter.
+    Their results are averaged with weights that fall towards a window's ends, so that no seam shows.
+
+    Args:
+        method: called with a window of each sequence, (batch, frames, ...).
+        sequences: (batch, any number of frames, ...).
+    Returns:
+        what the method returns, (batch, frames of the sequences, ...).
+    """
+    total = sequences[0].shape[1]
+    place = torch.arange(frames, device=sequences[0].device)
+    weight = 1 - (2 * place + 1 - frames).abs() / (frames + 1)
+    result, weights = None, sequences[0].new_zeros(total, dtype=weight.dtype)
+    for first in range(0, total, max(frames // 2, 1)):
+        chosen = (first + place) % total
+        part = method(*(sequence[:, chosen] for sequence in sequences))
+        part = part * weight.reshape(-1, *[1] * (part.ndim - 2))
+        result = part.new_zeros(part.shape[0], total, *part.shape[2:]) if result is None else result
+        result, weights = result.index_add(1, chosen, part), weights.index_add(0, chosen, weight)
+    return result / weights.reshape(-1, *[1] * (result.ndim - 2))
 
 
 class Unrolled(nn.Module):
@@ -2454,6 +3047,7 @@ class Unrolled(nn.Module):
             per cascade; none leaves them to the network.
         shared: all cascades have the same weights.
         features, levels, stages, dropout: of the inner network, those that it has; 0 or "" for its own.
+        frames: of a sequence that are reconstructed together; longer and shorter ones go through in_windows. 0: all.
     """
 
     def __init__(
@@ -2466,11 +3060,12 @@ class Unrolled(nn.Module):
         levels: int = 0,
         stages: str = "",
         dropout: float = 0.0,
+        frames: int = 0,
     ) -> None:
         super().__init__()
         choose({"hard": None, "soft": None, "none": None}, consistency, "consistency")
-        self.cascades, self.consistency = cascades, consistency
-        settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout}
+        self.cascades, self.consistency, self.frames = cascades, consistency, frames
+        settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout, "frames": frames}
         self.networks = nn.ModuleList(_inner(inner, 2, 2, **settings) for _ in range(1 if shared else cascades))
         if consistency == "soft":
             self.step = nn.Parameter(torch.full((cascades,), 2.0))  # sigmoid(2) = 0.88
@@ -2479,14 +3074,20 @@ class Unrolled(nn.Module):
         """Reconstruct a batch.
 
         Args:
-            kspace: (batch, H, W) complex, zero where not measured.
+            kspace: (batch, H, W) or, of sequences, (batch, frames, H, W) complex, zero where not measured.
             mask: bool, broadcastable to kspace.
             size: (h, w) of the result.
         Returns:
-            (batch, h, w) complex, in the units of the k-space.
+            (batch, [frames,] h, w) complex, in the units of the k-space.
         """
+        if kspace.ndim == 4:
+            least = max(getattr(network, "min_frames", 1) for network in self.networks)
+            if kspace.shape[1] < least:
+                raise BadInput(f"{kspace.shape[1]} frames, but the network looks at {least} at a time: give more")
+            if self.frames and kspace.shape[1] != self.frames:
+                return in_windows(lambda k, m: self(k, m, size), self.frames, kspace, mask.expand(kspace.shape))
         image = ifft2c(kspace)
-        scale = image.abs().amax((-2, -1), keepdim=True) * smooth_phase(kspace)
+        scale = image.abs().flatten(1).amax(1).reshape(-1, *[1] * (image.ndim - 1)) * smooth_phase(kspace)
         for cascade in range(self.cascades):
             network = self.networks[cascade % len(self.networks)]
             image = image + scale * as_complex(network(as_channels(image / scale)))
@@ -2640,12 +3241,17 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "srresnet": SRRESNET,
     "srgan": SRRESNET,  # the same, trained with an adversary; see the task super_resolution
     "kspace_sr": partial(KSpaceSR, features=32, stages="6x2", upscale_factor=2),
+    "cine_unet": partial(Unrolled, inner="frame_unet", consistency="none", features=32, levels=3, frames=12),
+    "cine_dual_unet": partial(
+        Unrolled, inner="dual_unet", consistency="none", features=64, levels=4, dropout=0.3, frames=12
+    ),
+    "cine_unrolled": partial(Unrolled, inner="space_time_resnet", cascades=3, features=16, stages="2x2"),
 }
 LEARNING_RATES = {"resnet": 0.0003}  # of models that diverge at DEFAULT_RATE, which suits the others
 DEFAULT_RATE = 0.002
 MODEL_SETTINGS = (
     *("inner", "cascades", "consistency", "shared", "features", "levels", "stages", "dropout"),
-    "upscale_factor",
+    *("upscale_factor", "frames"),
 )
 
 
@@ -2660,7 +3266,7 @@ def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     inner = _defaults(choose(INNER_NETWORKS, settings.get("inner") or own["inner"], "inner network"))
     result = {}
     for key in MODEL_SETTINGS:
-        if key in own and (key in inner or key not in ("levels", "stages", "upscale_factor")):
+        if key in own and (key in inner or key not in ("levels", "stages", "dropout", "upscale_factor")):
             result[key] = settings.get(key) or own[key] or inner.get(key, own[key])
         elif settings.get(key):
             raise BadInput(f"model {name!r} has no {key}: leave {key} out, or choose another model")
@@ -3593,6 +4199,7 @@ CLASSICAL: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
     "wavelet": (wavelet, (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008)),
     "low_rank": (low_rank, (0.00001, 0.0001, 0.001, 0.01, 0.1)),
 }
+TEMPORAL_TV_WEIGHTS = (0.00025, 0.0005, 0.001, 0.002)
 
 
 def classical_method(name: str, weight: float, **options: Any) -> Method:
@@ -3690,6 +4297,7 @@ class Task:
         read: the volumes of a folder. Raises BadInput.
         split: (folder, read) -> training and validation volumes.
         prepare: checks or derives parameters, before anything is read.
+        export: (folder, network, slices) -> nothing: what a run folder holds besides.
     """
 
     settings: Mapping[str, Any]
@@ -3700,6 +4308,7 @@ class Task:
     read: Callable[[Path], list[Volume]]
     split: Callable[[Path, Callable[[Path], list[Volume]]], tuple[list[Volume], list[Volume]]] = read_train_and_val
     prepare: Callable[[Any], None] = lambda settings: None
+    export: Callable[[Path, Method, SliceDataset], None] = lambda folder, network, dataset: None
 
 
 def tuned_tv(train_set: SliceDataset, settings: Any) -> tuple[dict[str, Method], dict[str, float]]:
@@ -3756,6 +4365,67 @@ def prepare_super_resolution(settings: Any) -> None:
         settings.perceptual_weight = settings.perceptual_weight or 0.05
 
 
+def sliding_window(kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+    """view_sharing, called like a network."""
+    return center_crop(view_sharing(kspace, mask), size)
+
+
+def cine_baselines(train_set: SliceDataset, settings: Any) -> tuple[dict[str, Method], dict[str, float]]:
+    """The baselines of cine: the sliding window, and total variation along time, its weight tuned."""
+
+    def method(weight: float) -> Method:
+        return lambda kspace, mask, size: center_crop(temporal_tv(kspace, mask, weight), size)
+
+    weight = tune(method, train_set, TEMPORAL_TV_WEIGHTS, slices=3, device=settings.device)
+    return {"sliding_window": sliding_window, "temporal_tv": method(weight)}, {"temporal_tv_weight": weight}
+
+
+def split_cine(folder: Path, read: Callable[[Path], list[Volume]]) -> tuple[list[Volume], list[Volume]]:
+    """folder/train and folder/val; or, of a folder with one cine.npz, a fifth of its sequences for validation."""
+    if not (folder / "cine.npz").exists():
+        return read_train_and_val(folder, read)
+    sequences = read(folder)
+    if len(sequences) < 2:
+        raise BadInput(f"{folder / 'cine.npz'}: one sequence cannot be split: score it with --evaluate CHECKPOINT")
+    return split_by_subject(sequences, 0.2)
+
+
+def check_cine(settings: Any) -> None:
+    """Refuse what sequences cannot have."""
+    for name in ("augment", "cache", "adversarial_weight"):
+        if getattr(settings, name):
+            raise BadInput(f"{name} is not for task 'cine': leave it out")
+
+
+@torch.inference_mode()
+def export_cine(folder: Path, network: Method, dataset: SliceDataset) -> None:
+    """Complex images beside each reconstruction, and PSNR and SSIM as text.
+
+    FOLDER/reconstructions/NAME.h5 gets the complex data sets `undersampled`, `reconstructed` and `full`, (1, frames,
+    h, w), HDF5 fields r and i: real and imaginary part. FOLDER/results.txt: a line per sequence.
+    """
+    if rank_and_size()[0] > 0:
+        return
+    device = next(network.parameters()).device if isinstance(network, nn.Module) else "cpu"
+    lines = []
+    for number in range(len(dataset)):
+        batch, volume = Sample.stack([dataset[number]]).to(device), dataset.volumes[dataset.slices[number][0]]
+        images = {
+            "undersampled": zero_filled(batch.kspace, batch.mask, volume.target_size),
+            "reconstructed": network(batch.kspace, batch.mask, volume.target_size),
+            "full": ifft2c(volume.kspace(0))[None],
+        }
+        with h5py.File(folder / "reconstructions" / volume.path.name, "a") as file:
+            for name, image in images.items():
+                file[name] = image.cpu().numpy()
+        full, words = images["full"].abs()[0], []
+        for name in ("undersampled", "reconstructed"):
+            image = images[name].abs()[0].cpu()
+            words.append(f"{name} PSNR {psnr(full, image):.2f} dB SSIM {ssim(full, image):.4f}")
+        lines.append(f"{volume.path.stem}: {', '.join(words)}")
+    replace_file(folder / "results.txt", lambda partial: partial.write_text("\n".join(lines) + "\n"))
+
+
 TASKS: dict[str, Task] = {
     "single_coil": Task(
         settings={
@@ -3791,7 +4461,27 @@ TASKS: dict[str, Task] = {
         split=split_images,
         prepare=prepare_super_resolution,
     ),
+    "cine": Task(
+        settings={
+            "data": "data/demo_cine",
+            "model": "cine_unrolled",
+            "mask": "kt",
+            "acceleration": 5.0,
+            "center_fraction": 11 / 192,
+            "loss": "l1_ssim",
+            "batch_size": 1,
+        },
+        demo=demo_cine,
+        models=("cine_unet", "cine_dual_unet", "cine_unrolled"),
+        start=("zero_filled", zero_filled),
+        baselines=cine_baselines,
+        read=read_cine,
+        split=split_cine,
+        prepare=check_cine,
+        export=export_cine,
+    ),
 }
+COMMON = {"epochs": 24, "batch_size": 4}  # of tasks that do not say otherwise
 
 
 def fill_in(settings: Any) -> Any:
@@ -3809,7 +4499,7 @@ def fill_in(settings: Any) -> Any:
         own = choose(TASKS, settings.task, "task").settings
         values.update({name: values[name] or trained.get(name, own[name]) for name in own if name != "data"})
     task = choose(TASKS, settings.task, "task")
-    values.update({name: values[name] or own for name, own in task.settings.items()})
+    values.update({name: values[name] or own for name, own in {**COMMON, **task.settings}.items()})
     choose(MODELS, settings.model, "model")
     if settings.model not in task.models:
         raise BadInput(f"model {settings.model!r} is not for task {settings.task!r}: use {', '.join(task.models)}")
