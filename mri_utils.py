@@ -1036,11 +1036,14 @@ def write_volume(
     replace_file(path, write)
 
 
-def read_folder(folder: str | Path) -> list[Volume]:
+def read_folder(folder: str | Path, axes: str = "") -> list[Volume]:
     """All volumes of a folder, sorted by name.
 
+    Args:
+        folder: that holds .h5 files.
+        axes: of their k-space, "slices, H, W" or "slices, coils, H, W"; "": any.
     Raises:
-        BadInput: the folder is missing or holds no .h5 file; a file is bad.
+        BadInput: the folder is missing or holds no .h5 file; a file is bad, or its k-space has other axes.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -1048,7 +1051,15 @@ def read_folder(folder: str | Path) -> list[Volume]:
     volumes = [read_volume(path) for path in sorted(folder.glob("*.h5"))]
     if not volumes:
         raise BadInput(f"{folder}: no .h5 file in it: data/README.md tells where each data set goes")
+    for volume in volumes:
+        if axes and len(volume.shape) != axes.count(",") + 1:
+            raise BadInput(f"{volume.path}: kspace is {volume.shape}, this task takes ({axes}): choose other files")
     return volumes
+
+
+def read_train_and_val(folder: Path, read: Callable[[Path], list[Volume]]) -> tuple[list[Volume], list[Volume]]:
+    """The volumes of folder/train and of folder/val."""
+    return read(folder / "train"), read(folder / "val")
 
 
 def find_leaks(train: Sequence[Volume], val: Sequence[Volume]) -> list[str]:
@@ -2912,10 +2923,10 @@ class Sample:
     """One slice ready for a network, or a batch of slices of one size.
 
     Attributes:
-        kspace: ([batch,] h, W) complex64, readout oversampling removed, zero where not measured.
-        mask: ([batch,] 1 or h, W) bool, true where the k-space is known: sampled, or never acquired
-            and therefore zero in the reference as well.
-        target: ([batch,] h, w) float32 reference magnitude (zeros for test files).
+        kspace: ([batch,] [coils or frames,] h, W) complex64, readout oversampling removed, zero where not measured.
+        mask: bool, as many axes as kspace and broadcastable to it, true where the k-space is known: sampled,
+            or never acquired and therefore zero in the reference as well.
+        target: ([batch,] [frames,] h, w) float32 reference magnitude (zeros for test files).
         maximum: ([batch]) float32, the largest value of the target volume.
         acceleration: ([batch]) effective acceleration: acquired samples / samples kept.
         volume, slice: ([batch]) int, where the slice comes from.
@@ -2928,6 +2939,11 @@ class Sample:
     acceleration: Tensor
     volume: Tensor
     slice: Tensor
+
+    @property
+    def peak(self) -> Tensor:
+        """`maximum` of a batch, with axes added so that it broadcasts against `target`."""
+        return self.maximum.reshape(-1, *[1] * (self.target.ndim - 1))
 
     def to(self, device: torch.device | str) -> Sample:
         """The same on another device."""
@@ -3039,11 +3055,6 @@ class SliceDataset(torch.utils.data.Dataset):
         limit: int = 0,
         augment: bool = False,
     ) -> None:
-        for volume in volumes:
-            if len(volume.shape) != 3:
-                raise BadInput(
-                    f"{volume.path}: {volume.shape[1]} coils, but the task is single_coil: choose single-coil files"
-                )
         self.volumes, self.seed, self.epoch = list(volumes), seed, 0
         self.mask, self.augment = mask, augment and seed is not None
         factors = acceleration if isinstance(acceleration, Sequence) else [acceleration]
@@ -3061,10 +3072,10 @@ class SliceDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.slices)
 
-    def size(self, index: int) -> tuple[int, int]:
-        """(h, W) of the k-space of slice `index`; only slices of one size can share a batch."""
+    def size(self, index: int) -> tuple[int, ...]:
+        """([coils or frames,] h, W) of the k-space of slice `index`; only slices of one size can share a batch."""
         volume = self.volumes[self.slices[index][0]]
-        return volume.target_size[0], volume.shape[-1]
+        return *volume.shape[1:-2], volume.target_size[0], volume.shape[-1]
 
     def __getitem__(self, index: int) -> Sample:
         v, s = self.slices[index]
@@ -3085,14 +3096,15 @@ class SliceDataset(torch.utils.data.Dataset):
         else:
             target = volume.target(s) if volume.mask is None else torch.zeros(size)
         mask = volume.mask if volume.mask is not None else sampling_mask(self.mask, kspace.shape, *sampling, mask_seed)
-        sampled = (mask & acquired).reshape(-1, mask.shape[-1])
-        rows = acquired.sum() * len(sampled)
+        sampled = mask & acquired
+        sampled = sampled.reshape(*[1] * (kspace.ndim - sampled.ndim), *sampled.shape)
+        possible = acquired.sum() * (sampled.numel() // sampled.shape[-1])
         return Sample(
             kspace=kspace * sampled + 0.0,  # + 0.0 removes negative zeros, as fastMRI does
             mask=sampled | ~acquired,
             target=target,
             maximum=torch.tensor(peak),
-            acceleration=rows / sampled.sum(),
+            acceleration=possible / sampled.sum(),
             volume=torch.tensor(v),
             slice=torch.tensor(s),
         )
@@ -3168,7 +3180,7 @@ class SameSizeBatches(torch.utils.data.Sampler):
         """The whole batches of the epoch, the same for every number of processes and pieces."""
         random = np.random.RandomState((self.dataset.seed or 0, self.dataset.epoch))
         order = random.permutation(len(self.sizes)) if self.shuffle else np.arange(len(self.sizes))
-        by_size: dict[tuple[int, int], list[int]] = {size: [] for size in sorted(set(self.sizes))}
+        by_size: dict[tuple[int, ...], list[int]] = {size: [] for size in sorted(set(self.sizes))}
         for i in order:
             by_size[self.sizes[i]].append(int(i))
         batches = []
@@ -3315,12 +3327,13 @@ def wait_for_all() -> None:
         distributed.barrier()
 
 
-def place(network: nn.Module, settings: Any) -> nn.Module:
+def place(network: nn.Module, settings: Any, train_set: SliceDataset) -> nn.Module:
     """The network on its device, laid out and compiled as the parameters ask for.
 
     Args:
         network: of MODELS.
         settings: train.py's parameters, of which device, precision and compile count.
+        train_set: what it will see; the compiler is tried on its first slice.
     """
     network = network.to(settings.device)
     if settings.device == "cuda":
@@ -3335,12 +3348,9 @@ def place(network: nn.Module, settings: Any) -> nn.Module:
         try:
             for inner in parts:
                 inner.compile()
-            with (
-                torch.random.fork_rng(),
-                torch.autocast(settings.device, torch.bfloat16, settings.precision == "bfloat16"),
-            ):
-                kspace = torch.randn(2, 64, 64, dtype=torch.complex64, device=settings.device)
-                network(kspace, kspace.real > 0, (64, 64)).abs().sum().backward()
+            with torch.random.fork_rng():
+                batch = Sample.stack([train_set[0]] * 2).to(settings.device)
+                reconstruct(network, batch, settings.precision).sum().backward()
         except Exception as error:  # the compiler raises whatever the tools below it lead it to
             torch.compiler.set_stance("force_eager")
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -3489,8 +3499,7 @@ def load_trained(settings: Any) -> tuple[Any, list[Volume]]:
     """What train.py --evaluate needs: the network on its device, and the files of the folder `data` or its val/.
 
     Args:
-        settings: train.py's parameters, of which evaluate, data, device and out count; the model's own
-            are set to the checkpoint's.
+        settings: train.py's parameters, filled in.
     Raises:
         BadInput: see load_model and read_folder; or `out` holds a training run.
     """
@@ -3498,13 +3507,13 @@ def load_trained(settings: Any) -> tuple[Any, list[Volume]]:
         raise BadInput(f"{settings.out}: holds a training run: choose another --out for the reconstructions")
     network = load_model(settings.evaluate)
     trained: Any = network.settings
-    vars(settings).update({name: trained[name] for name in ("model", *MODEL_SETTINGS) if name in trained})
     sampling = ("mask", "acceleration", "center_fraction")
     other = [f"{name} {trained[name]}" for name in sampling if trained[name] != getattr(settings, name)]
     if other:
         print(f"{settings.evaluate}: trained with another {', '.join(other)}")
-    folder = demo_data() if settings.data == "data/demo" else Path(settings.data)
-    return network.to(settings.device), read_folder(folder if any(folder.glob("*.h5")) else folder / "val")
+    folder = data_folder(settings)
+    inside = folder / "val"
+    return network.to(settings.device), TASKS[settings.task].read(inside if inside.is_dir() else folder)
 
 
 def copy_weights(checkpoint: str | Path, network: nn.Module) -> None:
@@ -3578,11 +3587,11 @@ def tune(
         images = [reconstruct(make_method(weight), sample) for sample in samples]
         return mean(ssim(s.target, image, float(s.maximum)) for s, image in zip(samples, images))
 
-    return max(weights, key=quality)
+    return max(progress(weights, "tuning"), key=quality)
 
 
 def reconstruct(method: Method, batch: Sample, precision: str = "float32") -> Tensor:
-    """Magnitude images (batch, h, w) float32 of a batch; precision as train.py's parameter."""
+    """Magnitude images (batch, [frames,] h, w) float32 of a batch; precision as train.py's parameter."""
     device = batch.kspace.device.type
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
         return method(batch.kspace, batch.mask, batch.target.shape[-2:]).abs().float()
@@ -3601,7 +3610,7 @@ def reconstruct_volume(
         settings: train.py's parameters, of which device, batch_size and precision count.
     Returns:
         reconstruction and target, float32 (slices, h, w) on the CPU, and the seconds that the method
-        took, without the reading.
+        took, without the reading. Frames of a sequence count as slices.
     """
     device, size, precision = "cpu", 8, "float32"
     if settings is not None:
@@ -3616,7 +3625,104 @@ def reconstruct_volume(
         images.append(reconstruct(method, batch, precision).cpu())  # .cpu() waits for a GPU to finish
         seconds += time.perf_counter() - start
         targets.append(batch.target.cpu())
-    return torch.cat(images), torch.cat(targets), seconds
+    return torch.cat(images).flatten(0, -3), torch.cat(targets).flatten(0, -3), seconds
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one kind of experiment changes in train.py: the files, the baselines, the networks; never the loop.
+
+    Attributes:
+        settings: the values of parameters that are left at 0, "" or false; `data` is the demo folder.
+        demo: simulates the demo data where they are missing and returns their folder.
+        models: those of MODELS that suit it.
+        start: name and method that fill nothing in, with which all others are compared.
+        baselines: (training slices, settings) -> the methods that the network is scored beside, and what was
+            tuned for them on these slices, for metrics.json.
+        read: the volumes of a folder. Raises BadInput.
+        split: (folder, read) -> training and validation volumes.
+        prepare: checks or derives parameters, before anything is read.
+    """
+
+    settings: Mapping[str, Any]
+    demo: Callable[[], Path]
+    models: Sequence[str]
+    start: tuple[str, Method]
+    baselines: Callable[[SliceDataset, Any], tuple[dict[str, Method], dict[str, float]]]
+    read: Callable[[Path], list[Volume]]
+    split: Callable[[Path, Callable[[Path], list[Volume]]], tuple[list[Volume], list[Volume]]] = read_train_and_val
+    prepare: Callable[[Any], None] = lambda settings: None
+
+
+def tuned_tv(train_set: SliceDataset, settings: Any) -> tuple[dict[str, Method], dict[str, float]]:
+    """The baselines of single_coil: total variation with the weight that suits the training slices best."""
+    weight = tune("tv", train_set, device=settings.device)
+    return {"tv": tv_method(weight)}, {"tv_weight": weight}
+
+
+TASKS: dict[str, Task] = {
+    "single_coil": Task(
+        settings={
+            "data": "data/demo",
+            "model": "unet",
+            "mask": "random",
+            "acceleration": 4.0,
+            "center_fraction": 0.08,
+            "loss": "ssim",
+        },
+        demo=demo_data,
+        models=("unet", "magnitude_unet", "resnet", "recon_resnet", "kspace_unet", "unrolled"),
+        start=("zero_filled", zero_filled),
+        baselines=tuned_tv,
+        read=partial(read_folder, axes="slices, H, W"),
+    )
+}
+
+
+def fill_in(settings: Any) -> Any:
+    """Give train.py's parameters that are 0, "" or false the task's and the model's own values, in place.
+
+    With `evaluate`, the checkpoint's own: it is scored as it was trained, unless a parameter says otherwise.
+
+    Raises:
+        BadInput: an unknown task or model, one that does not suit the other, or see model_settings.
+    """
+    values = vars(settings)
+    if settings.evaluate:
+        trained = read_checkpoint(settings.evaluate)["parameters"]
+        values.update({name: trained[name] for name in ("task", "model", *MODEL_SETTINGS) if name in trained})
+        own = choose(TASKS, settings.task, "task").settings
+        values.update({name: values[name] or trained.get(name, own[name]) for name in own if name != "data"})
+    task = choose(TASKS, settings.task, "task")
+    values.update({name: values[name] or own for name, own in task.settings.items()})
+    choose(MODELS, settings.model, "model")
+    if settings.model not in task.models:
+        raise BadInput(f"model {settings.model!r} is not for task {settings.task!r}: use {', '.join(task.models)}")
+    values.update(model_settings(values))
+    settings.lr = settings.lr or LEARNING_RATES.get(settings.model, DEFAULT_RATE)
+    settings.out = settings.out or f"runs/{settings.model}"
+    task.prepare(settings)
+    return settings
+
+
+def data_folder(settings: Any) -> Path:
+    """The folder `data`; the demo data are simulated where they are missing."""
+    task = TASKS[settings.task]
+    return task.demo() if settings.data == task.settings["data"] else Path(settings.data)
+
+
+def read_data(settings: Any) -> tuple[list[Volume], list[Volume]]:
+    """Training and validation volumes of train.py's parameters, cached where `cache` says so.
+
+    Raises:
+        BadInput: see Task.read and check_split.
+    """
+    task = TASKS[settings.task]
+    train, val = task.split(data_folder(settings), task.read)
+    check_split(train, val)
+    if settings.cache:
+        train, val = cache_volumes(train, settings.cache), cache_volumes(val, settings.cache)
+    return train, val
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -3883,7 +3989,7 @@ def quality_warnings(scores: Mapping[str, tuple], val_set: SliceDataset, setting
     """What is suspicious about a run, one line each: the files, the masks, the scores, the images.
 
     Args:
-        scores: as in summarize_run; with "zero_filled", every other method is held against it.
+        scores: as in summarize_run; the later methods are held against the first one, which fills nothing in.
         val_set: what was scored.
         settings: all parameters; the mask's kind, acceleration and center_fraction count.
     """
@@ -3900,12 +4006,15 @@ def quality_warnings(scores: Mapping[str, tuple], val_set: SliceDataset, setting
     used = {tuple(sample.mask.shape): sample.mask for sample in samples}
     if len(samples) > 2 and len(drawn) > 4 and all(s.mask.equal(used[tuple(s.mask.shape)]) for s in samples):
         lines.append("one mask for all volumes: the figures hold for this mask only, draw one per volume")
+    start = next(iter(scores))
     for name, (rows, images, _) in scores.items():
-        for metric in ("ssim", "psnr") if name != "zero_filled" and "zero_filled" in scores else ():
-            ours, before = (mean(row[metric] for row in r) for r in (rows, scores["zero_filled"][0]))
+        for metric in ("ssim", "psnr"):
+            ours, before = (mean(row[metric] for row in r) for r in (rows, scores[start][0]))
             if ours < before:
-                lines.append(f"{name}: {metric.upper()} below zero-filled ({ours:.4g} < {before:.4g}): labels swapped?")
-        shifts = [find_shift(sample.target, image[0]) for sample, image in zip(samples, images)]
+                against = f"below {start.replace('_', '-')} ({ours:.4g} < {before:.4g})"
+                lines.append(f"{name}: {metric.upper()} {against}: labels swapped?")
+        targets = [sample.target.reshape(-1, *sample.target.shape[-2:])[0] for sample in samples]
+        shifts = [find_shift(target, image[0]) for target, image in zip(targets, images)]
         moved = [shift for shift in shifts if shift != (0, 0)]
         if moved:
             lines.append(f"{name}: {len(moved)} of {len(shifts)} volumes shifted by {moved[0]} pixels: check fftshift")
@@ -4142,11 +4251,14 @@ def read_run(folder: str | Path) -> Run:
 def _compare_volume(val_set: SliceDataset, index: int, images: Mapping[str, Sequence[Tensor]]) -> Any:
     """The middle slice of a volume by every method, titled with the volume's name."""
     volume = val_set.volumes[index]
-    middle = len(images[next(iter(images))][index]) // 2
-    chosen = [s for v, s in val_set.slices if v == index]
-    target = volume.target(chosen[middle])
-    figure = compare(target, {name: stack[index][middle] for name, stack in images.items()}, volume.maximum)
-    figure.suptitle(f"{volume.path.stem}, slice {chosen[middle]}", fontsize=9)
+    targets = [volume.target(s) for v, s in val_set.slices if v == index]
+    labels = [f"slice {s}" for v, s in val_set.slices if v == index]
+    if targets[0].ndim > 2:  # the frames of a sequence
+        labels = [f"{label}, frame {f}" for label, frames in zip(labels, targets) for f in range(len(frames))]
+    target = torch.cat([t.reshape(-1, *t.shape[-2:]) for t in targets])
+    middle = len(target) // 2
+    figure = compare(target[middle], {name: stack[index][middle] for name, stack in images.items()}, volume.maximum)
+    figure.suptitle(f"{volume.path.stem}, {labels[middle]}", fontsize=9)
     return figure
 
 
@@ -4437,13 +4549,11 @@ def compare(
 
 
 def show_sample(sample: Sample) -> Any:
-    """One training sample: measured k-space, its zero-filled image, the reference."""
-    size = sample.target.shape
-    images = [
-        center_crop(log_magnitude(sample.kspace), size),
-        zero_filled(sample.kspace, sample.mask, size).abs() / sample.maximum,
-        sample.target / sample.maximum,
-    ]
+    """One training sample, its first coil or frame: measured k-space, its zero-filled image, the reference."""
+    kspace, target = (x.reshape(-1, *x.shape[-2:])[0] for x in (sample.kspace, sample.target / sample.maximum))
+    size = target.shape
+    zero = zero_filled(kspace, sample.mask, size).abs() / sample.maximum
+    images = [center_crop(log_magnitude(kspace), size), zero, target]
     titles = [f"measured k-space (log), {float(sample.acceleration):.2f}x", "zero-filled image", "reference"]
     return show_images(images, titles, (0, 1))
 
