@@ -1964,16 +1964,16 @@ def calibration_columns(mask: Tensor) -> Tensor:
     """The columns around DC that are measured without a gap: bool, shape of the mask (..., W).
 
     Raises:
-        BadInput: fewer than three.
+        BadInput: fewer than two.
     """
     middle = mask.shape[-1] // 2
     left, right = mask[..., :middle].flip(-1), mask[..., middle:]
     run = [half.int().cumprod(-1).bool() for half in (left, right)]
     columns = torch.cat([run[0].flip(-1) & right[..., :1], run[1]], -1)
     lines = int(columns.sum(-1).min())
-    if lines < 3:
+    if lines < 2:
         raise BadInput(
-            f"{lines} calibration lines around the centre of k-space: at least 3 needed, raise center_fraction"
+            f"{lines} calibration lines around the centre of k-space: at least 2 needed, raise center_fraction"
         )
     return columns
 
@@ -1988,7 +1988,7 @@ def calibration(kspace: Tensor, mask: Tensor, rows: int = 24) -> Tensor:
     Returns:
         (coils, rows, calibration lines) complex.
     Raises:
-        BadInput: no coil axis; fewer than three calibration lines.
+        BadInput: no coil axis; fewer than two calibration lines.
     """
     _check_coils(kspace)
     columns = calibration_columns(mask.reshape(-1, mask.shape[-1])[0])
@@ -2095,7 +2095,7 @@ def sensitivity_maps(kspace: Tensor, mask: Tensor, method: str = "espirit", **op
         (coils, H, W) complex; root-sum-of-squares 1, so that the image is in the units of the coils'
         root-sum-of-squares.
     Raises:
-        BadInput: no coil axis; fewer than three calibration lines.
+        BadInput: no coil axis; fewer than two calibration lines.
     """
     return choose(SENSITIVITIES, method, "kind of sensitivity maps")(kspace, mask, **options)
 
@@ -2137,7 +2137,7 @@ def grappa_kernels(
         for each pattern: the missing columns (n,); their neighbours' offsets; weights, complex
         (coils, coils * rows * neighbours), from neighbours to the missing line's coils.
     Raises:
-        BadInput: no coil axis; fewer than three calibration lines.
+        BadInput: no coil axis; fewer than two calibration lines.
     """
     block = calibration(kspace, mask, rows=kspace.shape[-2])
     span = block.shape[-1]
@@ -2183,6 +2183,42 @@ def grappa(kspace: Tensor, mask: Tensor, weight: float = 0.001, lines: int = 4, 
         sources = _neighbours(kspace, columns, offsets, rows)
         filled[:, :, columns] = torch.einsum("cs,shn->chn", weights, sources)
     return filled
+
+
+def _sense_images(kspace: Tensor, mask: Tensor, weight: float) -> Tensor:
+    maps = sensitivity_maps(kspace, mask)
+    return spread_coils(sense(kspace, mask, maps, weight), maps)
+
+
+def _tv_sense_images(kspace: Tensor, mask: Tensor, weight: float) -> Tensor:
+    maps = sensitivity_maps(kspace, mask)
+    return spread_coils(total_variation(kspace, mask, weight, 60, maps), maps)
+
+
+# Slice by slice: (k-space (coils, H, W), mask, weight) -> coil images; and the weights that tune tries.
+PARALLEL: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], tuple[float, ...]]] = {
+    "sense": (_sense_images, (0.001, 0.003, 0.01, 0.03, 0.1)),
+    "grappa": (
+        lambda kspace, mask, weight: ifft2c(grappa(kspace, mask, weight)),
+        (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
+    ),
+    "tv_sense": (_tv_sense_images, (0.0003, 0.0006, 0.001, 0.002, 0.004)),
+}
+
+
+def parallel_method(name: str, weight: float) -> Callable[[Tensor, Tensor, Sequence[int]], Tensor]:
+    """A method of PARALLEL with a fixed weight, called like a network; see RssUNet and VariationalNetwork.
+
+    The result is what the reference is, a root-sum-of-squares of coil images: those that the method finds, with
+    the measured samples put back. So it has the noise of the coils in the air, as the reference has.
+    """
+    function, _ = choose(PARALLEL, name, "parallel method")
+
+    def method(kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+        images = [keep_measured(function(k, m, weight), k, m) for k, m in zip(kspace, mask)]
+        return rss(center_crop(torch.stack(images), size), 1)
+
+    return method
 
 
 def g_factor(
@@ -2508,16 +2544,70 @@ class Unrolled(nn.Module):
         Returns:
             (batch, h, w) complex, in the units of the k-space.
         """
+        return center_crop(self.unroll(kspace, mask), size)
+
+    def unroll(self, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
+        """All cascades: (batch, H, W) -> image (batch, H, W); with maps, k-space and images have an axis of coils.
+
+        The network sees and changes what the coils see together; consistency holds for each coil.
+        """
         image = ifft2c(kspace)
-        scale = image.abs().amax((-2, -1), keepdim=True) * smooth_phase(kspace)
+        seen = image if maps is None else combine_coils(image, maps)
+        phase = smooth_phase(kspace if maps is None else fft2c(seen))
+        scale = seen.abs().amax((-2, -1), keepdim=True) * phase
         for cascade in range(self.cascades):
             network = self.networks[cascade % len(self.networks)]
-            image = image + scale * as_complex(network(as_channels(image / scale)))
+            change = scale * as_complex(network(as_channels(seen / scale)))
+            image = image + (change if maps is None else spread_coils(change, maps))
             if self.consistency == "hard":
                 image = keep_measured(image, kspace, mask)
             elif self.consistency == "soft":
                 image = keep_measured(image, kspace, mask, self.step[cascade].sigmoid())
-        return center_crop(image, size)
+            seen = image if maps is None else combine_coils(image, maps)
+        return image
+
+
+class VariationalNetwork(Unrolled):
+    """The end-to-end variational network: an unrolled network for coils that finds their sensitivities itself.
+
+    Sriram et al. 2020 (MICCAI). The maps are low_resolution images divided by their root-sum-of-squares, which a
+    small U-Net, the same for all coils, refines. The image is the root-sum-of-squares of the coils at the end.
+
+    Args: see Unrolled.
+        map_features: channels of the U-Net for the maps after its first convolution.
+    """
+
+    def __init__(
+        self,
+        inner: str = "unet",
+        cascades: int = 4,
+        consistency: str = "soft",
+        shared: bool = False,
+        features: int = 0,
+        levels: int = 0,
+        stages: str = "",
+        dropout: float = 0.0,
+        map_features: int = 6,
+    ) -> None:
+        super().__init__(inner, cascades, consistency, shared, features, levels, stages, dropout)
+        self.map_network = _inner("unet", 2, 2, features=map_features, levels=3)
+
+    def maps(self, kspace: Tensor, mask: Tensor) -> Tensor:
+        """Sensitivities (batch, coils, H, W) complex, with root-sum-of-squares 1, from the calibration lines."""
+        low = low_resolution(kspace, mask)
+        low = low / rss(low, 1).amax((-2, -1), keepdim=True)[:, None]
+        refined = low + as_complex(self.map_network(as_channels(low.flatten(0, 1)))).unflatten(0, low.shape[:2])
+        return refined / rss(refined, 1)[:, None].clamp(min=1e-12)
+
+    def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+        """(batch, coils, H, W) complex k-space -> (batch, h, w) real magnitude; see Unrolled.forward.
+
+        Raises:
+            BadInput: no coil axis; fewer than two calibration lines.
+        """
+        images = center_crop(self.unroll(kspace, mask, self.maps(kspace, mask)), size)
+        # The tiny summand keeps the gradient finite where all coils are 0.
+        return (images.abs().square().sum(1) + torch.finfo(torch.float32).tiny).sqrt()
 
 
 class KSpaceNetwork(nn.Module):
@@ -2584,8 +2674,9 @@ class MagnitudeNetwork(nn.Module):
         self.network = _inner(inner, 1, 1, features=features, levels=levels, stages=stages, dropout=dropout)
 
     def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
-        """(batch, H, W) complex k-space -> (batch, h, w) real magnitude; the mask is not used."""
-        x, mean, std = normalize(center_crop(ifft2c(kspace), size).abs(), clamp=6)
+        """(batch, [coils,] H, W) complex k-space -> (batch, h, w) real magnitude; the mask is not used."""
+        image = center_crop(ifft2c(kspace), size)
+        x, mean, std = normalize(rss(image, 1) if image.ndim == 4 else image.abs(), clamp=6)
         y = self.network(x[:, None])[:, 0].float()
         return (x + y if self.residual else y) * std + mean
 
@@ -2598,6 +2689,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "recon_resnet": partial(Unrolled, inner="recon_resnet", features=24, stages="14x2"),
     "kspace_unet": partial(KSpaceNetwork, inner="unet", features=16, levels=4),
     "unrolled": partial(Unrolled, inner="unet", cascades=4, features=16, levels=3),
+    "rss_unet": partial(MagnitudeNetwork, inner="unet", residual=True, features=16, levels=4),
+    "varnet": partial(VariationalNetwork, inner="unet", cascades=4, features=12, levels=3),
 }
 LEARNING_RATES = {"resnet": 0.0003}  # of models that diverge at DEFAULT_RATE, which suits the others
 DEFAULT_RATE = 0.002
@@ -3539,6 +3632,11 @@ def zero_filled(kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
     return center_crop(ifft2c(kspace), size)
 
 
+def zero_filled_rss(kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+    """zero_filled with coils: the root-sum-of-squares of their images."""
+    return rss(zero_filled(kspace, mask, size), 1)
+
+
 # The classical methods, and the weights that tune tries for each: wide enough for 4x and 8x, clean and noisy.
 CLASSICAL: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
     "tv": (total_variation, (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)),
@@ -3660,6 +3758,18 @@ def tuned_tv(train_set: SliceDataset, settings: Any) -> tuple[dict[str, Method],
     return {"tv": tv_method(weight)}, {"tv_weight": weight}
 
 
+def tuned_parallel(train_set: SliceDataset, settings: Any) -> tuple[dict[str, Method], dict[str, float]]:
+    """The baselines of multi_coil: each method of PARALLEL with the weight that suits a few training slices best."""
+    weights = {
+        name: tune(partial(parallel_method, name), train_set, choices, slices=8, device=settings.device)
+        for name, (_, choices) in PARALLEL.items()
+    }
+    methods = {name: parallel_method(name, weight) for name, weight in weights.items()}
+    return methods, {f"{name}_weight": weight for name, weight in weights.items()}
+
+
+MULTI_COIL_FOLDER = ROOT / "data" / "demo_multi_coil"
+
 TASKS: dict[str, Task] = {
     "single_coil": Task(
         settings={
@@ -3675,7 +3785,22 @@ TASKS: dict[str, Task] = {
         start=("zero_filled", zero_filled),
         baselines=tuned_tv,
         read=partial(read_folder, axes="slices, H, W"),
-    )
+    ),
+    "multi_coil": Task(
+        settings={
+            "data": "data/demo_multi_coil",
+            "model": "varnet",
+            "mask": "equispaced",
+            "acceleration": 4.0,
+            "center_fraction": 0.08,
+            "loss": "ssim",
+        },
+        demo=partial(demo_data, MULTI_COIL_FOLDER, train=36, val=12, slices=5, matrix=128, seed=1, coils=8),
+        models=("varnet", "rss_unet"),
+        start=("zero_filled", zero_filled_rss),
+        baselines=tuned_parallel,
+        read=partial(read_folder, axes="slices, coils, H, W"),
+    ),
 }
 
 
