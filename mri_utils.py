@@ -2587,7 +2587,7 @@ class VariationalNetwork(Unrolled):
         levels: int = 0,
         stages: str = "",
         dropout: float = 0.0,
-        map_features: int = 6,
+        map_features: int = 4,
     ) -> None:
         super().__init__(inner, cascades, consistency, shared, features, levels, stages, dropout)
         self.map_network = _inner("unet", 2, 2, features=map_features, levels=3)
@@ -2690,7 +2690,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "kspace_unet": partial(KSpaceNetwork, inner="unet", features=16, levels=4),
     "unrolled": partial(Unrolled, inner="unet", cascades=4, features=16, levels=3),
     "rss_unet": partial(MagnitudeNetwork, inner="unet", residual=True, features=16, levels=4),
-    "varnet": partial(VariationalNetwork, inner="unet", cascades=4, features=12, levels=3),
+    "varnet": partial(VariationalNetwork, inner="unet", cascades=8, features=8, levels=3),
 }
 LEARNING_RATES = {"resnet": 0.0003}  # of models that diverge at DEFAULT_RATE, which suits the others
 DEFAULT_RATE = 0.002
