@@ -801,6 +801,18 @@ class Volume:
         first, end = max(self.columns[0], int(filled[0])), min(self.columns[1], int(filled[-1]) + 1)
         return (column >= first) & (column < end)
 
+    def noise(self) -> Tensor | None:
+        """The noise scan of a multi-coil file: complex64 (coils, samples), recorded without a signal; None without one.
+
+        Raises:
+            BadInput: it does not fit the coils, or is unreadable.
+        """
+        with _reading(self.path, "noise"), h5py.File(self.path, "r") as file:
+            data = _dataset(file, self.path, "noise", "c", "complex")
+            if data is not None and (data.ndim != 2 or data.shape[:1] != self.shape[1:-2]):
+                raise BadInput(f"{self.path}: noise has shape {data.shape} beside kspace {self.shape}: repair it")
+            return None if data is None else torch.from_numpy(data[()].astype(np.complex64))
+
     def fingerprints(self) -> list[str]:
         """A hash of each slice's central readout line: equal for copies under whatever name; "" for an empty one.
 
@@ -1014,6 +1026,7 @@ def write_volume(
     acquisition: str,
     patient_id: str,
     mask: Tensor | None = None,
+    noise: Tensor | None = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write k-space as a fastMRI file that read_volume and fastMRI's own readers open.
@@ -1025,6 +1038,7 @@ def write_volume(
             root-sum-of-squares) of the centre crop of the inverse transform.
         acquisition, patient_id: fastMRI's attributes of that name.
         mask: bool (W,); given, a test file is written: masked k-space, the mask, no reference.
+        noise: (coils, samples) complex, a noise scan that goes with multi-coil files; see Volume.noise.
         attributes: further attributes (numbers, strings).
     """
     kspace = torch.as_tensor(kspace).to(torch.complex64)
@@ -1050,6 +1064,8 @@ def write_volume(
             else:
                 file["kspace"] = (kspace * mask + 0.0).numpy()
                 file["mask"] = mask.numpy()
+            if noise is not None:
+                file["noise"] = noise.numpy()
             file.attrs["acquisition"] = acquisition
             file.attrs["patient_id"] = patient_id
             file.attrs["max"] = float(target.max())
@@ -1240,13 +1256,13 @@ class ImageVolume(Volume):
     Attributes:
         files: the image of each slice.
         phase: simulate a smooth phase; without it k-space is Hermitian.
-        noise: standard deviation, in the real part, of simulated noise, as a fraction of the slice's maximum.
+        noise_level: standard deviation, in the real part, of simulated noise, as a fraction of the slice's maximum.
         note: what was done to the images, and why; "" if nothing.
     """
 
     files: tuple[Path, ...]
     phase: bool = True
-    noise: float = 0.0
+    noise_level: float = 0.0
     note: str = ""
 
     def image(self, index: int) -> Tensor:
@@ -1269,9 +1285,9 @@ class ImageVolume(Volume):
             terms = torch.stack(torch.broadcast_tensors(torch.ones(()), y[:, None], x, y[:, None] ** 2, x**2))
             weights = torch.from_numpy(random.normal(0, 1.2, 5).astype(np.float32))
             image = torch.polar(image.real, torch.tensordot(weights, terms, 1))  # a negative value gets another pi
-        if self.noise:
+        if self.noise_level:
             drawn = torch.from_numpy(random.standard_normal((*image.shape, 2)).astype(np.float32))
-            image = image + self.noise * image.abs().max() * torch.view_as_complex(drawn)
+            image = image + self.noise_level * image.abs().max() * torch.view_as_complex(drawn)
         return fft2c(image)
 
     def fingerprints(self) -> list[str]:
@@ -1484,7 +1500,7 @@ def read_images(folder: str | Path, phase: bool = True, noise: float = 0.0) -> l
             attributes={"window": known["window"]} if "window" in known else {},
             files=tuple(inside),
             phase=phase,
-            noise=noise,
+            noise_level=noise,
         )
         stored = volume.image(len(inside) // 2)
         for path in inside:
@@ -1852,6 +1868,52 @@ def _tissue_fractions(
     return parts
 
 
+def coil_sensitivities(
+    coils: int, z: np.ndarray, rows: np.ndarray, columns: np.ndarray, rng: np.random.Generator | None = None
+) -> Tensor:
+    """What an array of receive loops around the head sees: Bx - i By of a unit current in each loop.
+
+    By reciprocity a coil receives from where its own field would reach (Hoult and Richards 1976, J. Magn.
+    Reson. 24); the field is Biot and Savart's. The loops look inwards from an ellipse about the head, every
+    second one lower; the more there are, the smaller they are.
+
+    Args:
+        coils: number of loops.
+        z, rows, columns: coordinates in mm, as in simulate_head.
+        rng: moves and turns the loops a little; None leaves them in their places.
+    Returns:
+        complex64 (slices, coils, rows, columns); the root-sum-of-squares is 1 on average in the head.
+    """
+    # The field is smooth: every eighth point is computed, the others lie on a cubic surface between them.
+    y, x = (np.linspace(-axis[0], -axis[-1], max(len(axis) // 8, 16)) for axis in (rows, -columns))
+    points = np.stack(np.broadcast_arrays(x, y[:, None], z[:, None, None]), -1)  # (slices, rows, columns, 3)
+    turn = np.linspace(0, 2 * np.pi, 33)
+    fields = []
+    for i in range(coils):
+        wobble = rng.uniform(-1, 1, 3) if rng else np.zeros(3)
+        angle = 2 * np.pi * (i + 0.5 + 0.15 * wobble[0]) / coils
+        out, along = (np.array([np.cos(a), np.sin(a), 0]) for a in (angle, angle + np.pi / 2))
+        up = np.array([0, 0, 1])
+        centre = out * [112, 128, 0] + up * (32 + 12 * (-1) ** i + 8 * wobble[1]) + 4 * wobble[2] * out
+        radius = np.clip(450 / coils, 30, 65)
+        wire = centre + radius * (np.cos(turn)[:, None] * along + np.sin(turn)[:, None] * up)
+        field = np.zeros_like(points)
+        for start, end in itertools.pairwise(wire):
+            away = points - (start + end) / 2
+            # 12 mm: a wire of finite thickness, so that the air beside it does not outshine the head
+            field += np.cross(end - start, away) / ((away**2).sum(-1, keepdims=True) + 12**2) ** 1.5
+        fields.append(field[..., :2])
+    coarse = torch.from_numpy(np.stack(fields, 1)).movedim(-1, 1).flatten(1, 2).float()  # (slices, 2 * coils, ..)
+    size = (len(rows), len(columns))
+    fine = nn.functional.interpolate(coarse, size=size, mode="bicubic", align_corners=True).unflatten(1, (2, coils))
+    return torch.complex(fine[:, 0], -fine[:, 1]) / fine.square().sum((1, 2)).sqrt()[:, _inside(rows, columns)].mean()
+
+
+def _inside(rows: np.ndarray, columns: np.ndarray) -> Tensor:
+    """Points, by their coordinates in mm, that lie inside every head: bool (rows, columns)."""
+    return torch.from_numpy((columns / 75) ** 2 + (rows[:, None] / 95) ** 2 < 1)
+
+
 def simulate_head(
     seed: int,
     sequence: str = "T2w",
@@ -1860,13 +1922,14 @@ def simulate_head(
     width: int | None = None,
     noise: float | None = None,
     lesions: int | None = None,
+    coils: int = 0,
 ) -> tuple[Tensor, dict]:
-    """Scan a simulated head: single-coil k-space of axial slices, and the truth about it.
+    """Scan a simulated head: k-space of axial slices, and the truth about it.
 
     The object is drawn on a grid with half the voxel and its k-space is then cropped to what the scan
     covers, so that Gibbs ringing and partial volume are those of a real scan, and no reconstruction can
     profit from sharing the simulation's grid. The readout (rows) is oversampled twofold, as scanners do.
-    Simplified: one coil, thin slices, no motion, no eddy currents, no chemical shift between fat and water.
+    Simplified: thin slices, no motion, no eddy currents, no chemical shift between fat and water.
 
     Args:
         seed: everything random follows from it: the head, the scan and the noise.
@@ -1878,12 +1941,14 @@ def simulate_head(
         noise: standard deviation of the noise in the real part of the image, as a fraction of the mean
             white-matter signal; 0 for none, None draws 1/60 .. 1/25.
         lesions: number of white-matter lesions; None draws: none in half of the heads, else 2..8.
+        coils: loops of a receive array (see coil_sensitivities), whose noise is correlated; 0 is one ideal coil.
 
     Returns:
-        k-space, complex64 (slices, 2 * matrix, width), centred (DC at [matrix, width // 2]); and a dict
+        k-space, complex64 (slices, [coils,] 2 * matrix, width), centred (DC at [matrix, width // 2]); and a dict
         of what was simulated: sequence, seed, field_of_view_mm and voxel_mm, slice_positions_mm,
         noise_std (absolute, real part), snr, lesions (list of slice, row, column, radius_mm; rows and
-        columns count in the target image), signals (tissue -> signal before the receiver's gain).
+        columns count in the target image), signals (tissue -> signal before the receiver's gain). With coils also
+        noise_scan, complex64 (coils, 4096): what the array receives without a signal.
 
     Raises:
         BadInput: an unknown sequence, an odd matrix or width, a width below matrix.
@@ -1894,7 +1959,7 @@ def simulate_head(
     if matrix % 2 or width % 2 or width < matrix:
         raise BadInput(f"matrix and width must be even and width >= matrix, got {matrix} and {width}")
     # One random stream per purpose: asking for lesions changes neither the anatomy nor the noise.
-    purposes = ["scan", "anatomy", "vessels", "lesions", "tissue", "texture", "receiver", "noise"]
+    purposes = ["scan", "anatomy", "vessels", "lesions", "tissue", "texture", "receiver", "noise", "coils"]
     stream = lambda name: np.random.default_rng([seed, purposes.index(name)])  # noqa: E731
 
     rng = stream("scan")
@@ -1940,17 +2005,34 @@ def simulate_head(
     phase = rng.uniform(-np.pi, np.pi) + a[0] * y + a[1] * x + a[2] * y * y + a[3] * x * x + a[4] * x * y
     phase = phase + 0.6 * _smooth_field(rng, 25, z, rows, columns)
     gain = np.exp(rng.uniform(-0.5, 0.5) + 0.15 * _smooth_field(rng, 50, z, rows, columns))
-    full = np.zeros((len(z), 4 * matrix, 2 * width), np.complex64)
-    full[:, matrix : 3 * matrix] = gain * image * np.exp(1j * phase)
+    seen = torch.from_numpy((gain * image * np.exp(1j * phase)).astype(np.complex64))
+    if coils:
+        array = coil_sensitivities(coils, z, rows, columns, stream("coils"))
+        seen = seen[:, None] * array
 
     # Scan: k-space of the fine object, cropped; the factor keeps the image's values under the orthonormal FFT.
-    kspace = fft2c(torch.from_numpy(full))[:, matrix : 3 * matrix, width // 2 : width // 2 * 3] / 2
+    full = nn.functional.pad(seen, (0, 0, matrix, matrix))
+    kspace = fft2c(full)[..., matrix : 3 * matrix, width // 2 : width // 2 * 3] / 2
     rng = stream("noise")
     relative = 1 / rng.uniform(25, 60) if noise is None else noise
     noise_std = float(relative * signals["white"] * gain[white].mean())
     real_imag = torch.from_numpy(rng.standard_normal((*kspace.shape, 2), np.float32))
-    kspace = kspace + noise_std * torch.view_as_complex(real_imag)
-    info = {
+    white_noise = noise_std * torch.view_as_complex(real_imag)
+    scan = {}
+    if coils:
+        # The head is the source of most noise. Loops that see the same part of it receive the same noise; each
+        # preamplifier adds its own.
+        inside = array[..., _inside(rows, columns)].movedim(1, 0).flatten(1)
+        shared = inside @ inside.mH
+        loudness = torch.from_numpy(stream("coils").uniform(0.7, 1.3, coils).astype(np.float32))
+        level = loudness / shared.diagonal().real.sqrt()
+        covariance = level[:, None] * level * (0.7 * shared) + 0.3 * torch.diag(loudness**2)
+        colour = torch.linalg.cholesky(covariance)
+        white_noise = torch.einsum("ij,sj...->si...", colour, white_noise)
+        still = torch.from_numpy(rng.standard_normal((coils, 4096, 2), np.float32))
+        scan["noise_scan"] = noise_std * colour @ torch.view_as_complex(still)
+    kspace = kspace + white_noise
+    info = scan | {
         "sequence": sequence,
         "seed": seed,
         "voxel_mm": round(float(voxel), 4),
@@ -1973,6 +2055,7 @@ def demo_data(
     seed: int = 0,
     wide: bool = True,
     noise: float | None = None,
+    coils: int = 0,
 ) -> Path:
     """The demo data set, simulated on first use: one volume per simulated subject, in fastMRI's layout.
 
@@ -1982,6 +2065,7 @@ def demo_data(
         slices, matrix, noise: as in simulate_head.
         seed: another seed makes another set of subjects.
         wide: every other subject has a wider phase field of view.
+        coils: as in simulate_head. Multi-coil files have no readout oversampling, and a noise scan.
 
     Returns:
         The folder. Data that are already there are returned untouched, whatever the other arguments say.
@@ -2006,7 +2090,10 @@ def demo_data(
             (building / split).mkdir(parents=True, exist_ok=True)
             sequence = list(SEQUENCES)[i % 4]
             width = None if wide and (i + i // 4) % 2 == 0 else matrix  # each sequence comes with both fields of view
-            kspace, info = simulate_head(100_000 * seed + subject, sequence, slices, matrix, width, noise)
+            kspace, info = simulate_head(100_000 * seed + subject, sequence, slices, matrix, width, noise, coils=coils)
+            scan = info.pop("noise_scan", None)
+            if coils:  # for half the size
+                kspace = crop_readout(kspace, matrix)
             attributes = {k: json.dumps(v) if isinstance(v, (list, dict)) else v for k, v in info.items()}
             name = f"demo_{split}_{i:03d}_{ACQUISITIONS[sequence]}.h5"
             write_volume(
@@ -2015,6 +2102,7 @@ def demo_data(
                 target_size=(matrix, matrix),
                 acquisition=ACQUISITIONS[sequence],
                 patient_id=f"demo_{subject:03d}",
+                noise=scan,
                 attributes={"simulated": True, **attributes},
             )
         if folder.exists():
@@ -2276,6 +2364,21 @@ def _gradient_adjoint(p: Tensor, axes: Sequence[int] = (-2, -1)) -> Tensor:
     return x
 
 
+def combine_coils(images: Tensor, maps: Tensor) -> Tensor:
+    """S^H: coil images and maps (..., coils, H, W) -> one complex image (..., H, W), each coil weighted by its map."""
+    return (maps.conj() * images).sum(-3)
+
+
+def spread_coils(image: Tensor, maps: Tensor) -> Tensor:
+    """S: an image (..., H, W) as the coils with maps (..., coils, H, W) see it, the adjoint of combine_coils."""
+    return maps * image.unsqueeze(-3)
+
+
+def _normal(image: Tensor, mask: Tensor, maps: Tensor) -> Tensor:
+    """S^H F^H M F S: (..., H, W) -> (..., H, W)."""
+    return combine_coils(ifft2c(mask * fft2c(spread_coils(image, maps))), maps)
+
+
 def _unit_scale(kspace: Tensor, weight: float, method: str, axes: tuple[int, ...] = (-2, -1)) -> tuple[Tensor, Tensor]:
     """The k-space divided by the largest magnitude of the zero-filled image, over `axes`, and that magnitude.
 
@@ -2290,36 +2393,48 @@ def _unit_scale(kspace: Tensor, weight: float, method: str, axes: tuple[int, ...
 
 
 def total_variation(
-    kspace: Tensor, mask: Tensor, weight: float = 0.01, iterations: int = 300, axes: Sequence[int] = (-2, -1)
+    kspace: Tensor,
+    mask: Tensor,
+    weight: float = 0.01,
+    iterations: int = 300,
+    axes: Sequence[int] = (-2, -1),
+    maps: Tensor | None = None,
 ) -> Tensor:
-    """Total-variation reconstruction: argmin_x 1/2 |M F x - y|^2 + weight * s * TV(x).
+    """Total-variation reconstruction: argmin_x 1/2 |M F S x - y|^2 + weight * s * TV(x).
 
     TV is the isotropic total variation of the complex image, s the largest magnitude of the
     zero-filled image, so that `weight` has no unit. Solved by the primal-dual method of Chambolle
     and Pock (2011, J. Math. Imaging Vis. 40); the data term's proximal step is exact, because M F is
-    diagonal in k-space. For MRI: Lustig et al. 2007, MRM 58(6).
+    diagonal in k-space. With coils it is not: three steps of conjugate gradients stand in for it (Block et al.
+    2007, MRM 57(6), for TV with coils). For MRI: Lustig et al. 2007, MRM 58(6).
 
     Args:
-        kspace: (..., H, W) complex, zero where not measured.
+        kspace: (..., [coils,] H, W) complex, zero where not measured.
         mask: bool, broadcastable to kspace.
         weight: of the total variation; larger is smoother. Tune it on training data.
-        iterations: primal-dual steps, each one pair of FFTs.
+        iterations: primal-dual steps, each one pair of FFTs, or three with coils.
         axes: along which neighbours are compared; -3 is the time of a sequence.
+        maps: S, (..., coils, H, W) complex, see sensitivity_maps; None for a single coil.
     Returns:
         (..., H, W) complex image.
     """
-    measured, scale = _unit_scale(kspace, weight, "total variation", tuple({-2, -1, *axes}))
+    folded = kspace if maps is None else fft2c(combine_coils(ifft2c(kspace), maps))
+    measured, scale = _unit_scale(folded, weight, "total variation", tuple({-2, -1, *axes}))
     # Step sizes whose product is below 1 / |gradient|^2 = 1/8. The dual variable is never larger than
     # the weight while the image is about 1, so that the primal step may be the larger by far.
     primal, dual_step = 30 / math.sqrt(8), 1 / 30 / math.sqrt(8)
-    image = ifft2c(measured)
+    start = image = ifft2c(measured)
     ahead, dual = image, torch.zeros_like(_gradient(image, axes))
     for _ in range(iterations):
         dual = dual + dual_step * _gradient(ahead, axes)
         dual = dual / (dual.abs().square().sum(0).sqrt() / max(weight, 1e-12)).clamp(min=1)
-        spectrum = fft2c(image - primal * _gradient_adjoint(dual, axes))
-        spectrum = torch.where(mask, (spectrum + primal * measured) / (1 + primal), spectrum)
-        previous, image = image, ifft2c(spectrum)
+        previous, image = image, image - primal * _gradient_adjoint(dual, axes)
+        if maps is None:
+            spectrum = fft2c(image)
+            image = ifft2c(torch.where(mask, (spectrum + primal * measured) / (1 + primal), spectrum))
+        else:
+            normal = lambda x: x + primal * _normal(x, mask, maps)  # noqa: E731
+            image = _conjugate_gradients(normal, image + primal * start, previous, steps=3)
         ahead = 2 * image - previous
     return image * scale
 
@@ -2533,6 +2648,344 @@ def view_sharing(kspace: Tensor, mask: Tensor) -> Tensor:
         filled = torch.where(known, filled, near)
         known = known | (count > 0)
     return ifft2c(filled)
+
+
+# Several coils. Each sees the image through its own sensitivity, so that unmeasured samples can be told from
+# measured ones (Pruessmann et al. 1999, MRM 42(5)). What a coil's sensitivity is has to be measured too: here
+# from the centre of k-space, which is sampled without gaps (calibration).
+
+
+def noise_covariance(noise: Tensor) -> Tensor:
+    """Covariance of the coils' noise: samples without signal (coils, n) complex -> (coils, coils) complex."""
+    return noise @ noise.mH / noise.shape[-1]
+
+
+def prewhiten(kspace: Tensor, covariance: Tensor) -> Tensor:
+    """Virtual coils whose noise is independent and of variance 1, so that no coil counts more than it knows.
+
+    Args:
+        kspace: (..., coils, H, W) complex.
+        covariance: of noise_covariance. With its Cholesky factor L the result is L^-1 k (Roemer 1990, MRM 16).
+    Returns:
+        (..., coils, H, W) complex, in units of the noise.
+    """
+    inverse = torch.linalg.inv(torch.linalg.cholesky(covariance))
+    return torch.einsum("ij,...jhw->...ihw", inverse, kspace)
+
+
+def compress_coils(kspace: Tensor, coils: int) -> Tensor:
+    """Fewer, virtual coils that hold most of the signal: the first singular vectors over the coils.
+
+    Buehrer et al. 2007, MRM 57(6). Prewhiten first, or loud noise passes for signal.
+
+    Args:
+        kspace: (..., coils, H, W) complex; all slices share one compression.
+        coils: how many to keep.
+    Returns:
+        (..., coils kept, H, W) complex, the strongest first.
+    Raises:
+        BadInput: no coil axis, or fewer coils than asked for.
+    """
+    _check_coils(kspace)
+    if not 0 < coils <= kspace.shape[-3]:
+        raise BadInput(f"{coils} coils asked for, of {kspace.shape[-3]}: choose a number from 1 to that")
+    flat = kspace.movedim(-3, 0).flatten(1)
+    vectors = torch.linalg.eigh(flat @ flat.mH)[1].flip(-1)[:, :coils]
+    return torch.einsum("ji,...jhw->...ihw", vectors.conj(), kspace)
+
+
+def _check_coils(kspace: Tensor) -> None:
+    if kspace.ndim < 3:
+        raise BadInput(f"k-space of shape {tuple(kspace.shape)} has no coil axis: expected (..., coils, H, W)")
+
+
+def calibration_columns(mask: Tensor) -> Tensor:
+    """The columns around DC that are measured without a gap: bool, shape of the mask (..., W).
+
+    Raises:
+        BadInput: fewer than two.
+    """
+    middle = mask.shape[-1] // 2
+    left, right = mask[..., :middle].flip(-1), mask[..., middle:]
+    run = [half.int().cumprod(-1).bool() for half in (left, right)]
+    columns = torch.cat([run[0].flip(-1) & right[..., :1], run[1]], -1)
+    lines = int(columns.sum(-1).min())
+    if lines < 2:
+        raise BadInput(
+            f"{lines} calibration lines around the centre of k-space: at least 2 needed, raise center_fraction"
+        )
+    return columns
+
+
+def calibration(kspace: Tensor, mask: Tensor, rows: int = 24) -> Tensor:
+    """The fully sampled centre of one slice.
+
+    Args:
+        kspace: (coils, H, W) complex.
+        mask: bool (..., W): the columns that were measured.
+        rows: of the readout, at most; all of its samples are measured, but the outer ones are noise.
+    Returns:
+        (coils, rows, calibration lines) complex.
+    Raises:
+        BadInput: no coil axis; fewer than two calibration lines.
+    """
+    _check_coils(kspace)
+    columns = calibration_columns(mask.reshape(-1, mask.shape[-1])[0])
+    return center_crop(kspace, (min(rows, kspace.shape[-2]), kspace.shape[-1]))[..., columns]
+
+
+def low_resolution(kspace: Tensor, mask: Tensor, rows: int = 24) -> Tensor:
+    """Coil images of the calibration lines alone, through a Hann window against ringing.
+
+    Args:
+        kspace: (..., coils, H, W) complex.  mask: bool, broadcastable to it.
+        rows: of the readout, as in calibration.
+    Returns:
+        (..., coils, H, W) complex.
+    """
+    _check_coils(kspace)
+    columns = calibration_columns(mask)
+    place = columns.cumsum(-1) / (columns.sum(-1, keepdim=True) + 1)  # 0 .. 1 over the calibration lines
+    distance = torch.arange(kspace.shape[-2], device=kspace.device) - kspace.shape[-2] // 2
+    along = torch.where(distance.abs() < rows / 2, torch.cos(math.pi * distance / rows) ** 2, 0)
+    return ifft2c(kspace * (columns * torch.sin(math.pi * place) ** 2) * along[:, None])
+
+
+def _dominant(matrices: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The eigenvector of the largest eigenvalue at each pixel, as maps.
+
+    Args:
+        matrices: (coils, coils, H, W) Hermitian.
+        images: (coils, H, W) low-resolution coil images: the phase of an eigenvector is free, here it is chosen
+            so that the strongest virtual coil is real.
+    Returns:
+        maps (coils, H, W) complex, root-sum-of-squares 1; eigenvalues (H, W).
+    """
+    values, vectors = torch.linalg.eigh(matrices.movedim((0, 1), (-2, -1)))
+    maps = vectors[..., -1].movedim(-1, 0)
+    flat = images.flatten(1)
+    strongest = torch.linalg.eigh(flat @ flat.mH)[1][:, -1]
+    phase = torch.einsum("c,chw->hw", strongest.conj(), maps).angle()
+    return maps * torch.polar(torch.ones_like(phase), -phase), values[..., -1]
+
+
+def ratio_maps(kspace: Tensor, mask: Tensor) -> Tensor:
+    """Low-resolution coil images divided by their root-sum-of-squares; see sensitivity_maps."""
+    images = low_resolution(kspace, mask)
+    return images / rss(images, -3).unsqueeze(-3).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def walsh_maps(kspace: Tensor, mask: Tensor, window: int = 7) -> Tensor:
+    """The matched filter of each neighbourhood: Walsh, Gmitro and Marcellin 2000, MRM 43(5); see sensitivity_maps.
+
+    Args:
+        window: side in pixels of the neighbourhood over which the coils' covariance is averaged.
+    """
+    images = low_resolution(kspace, mask)
+    products = images[:, None] * images.conj()
+    planes = torch.view_as_real(products).movedim(-1, 0).flatten(0, 2)[:, None]
+    mean = nn.functional.avg_pool2d(planes, window, 1, window // 2, count_include_pad=False)
+    return _dominant(torch.complex(*mean[:, 0].reshape(2, *products.shape)), images)[0]
+
+
+def espirit_maps(kspace: Tensor, mask: Tensor, kernel: int = 6, threshold: float = 0.03, crop: float = 0.9) -> Tensor:
+    """ESPIRiT (Uecker et al. 2014, MRM 71(3)), one set of maps; see sensitivity_maps.
+
+    Every window of the calibration lies in the row space of their matrix. The projection onto it, applied at all
+    places of k-space, is at each pixel a small matrix over the coils; where there is signal, its eigenvector of
+    eigenvalue 1 is the sensitivity.
+
+    Args:
+        kernel: side of the windows in samples, at most half of the calibration lines.
+        threshold: singular values below this part of the largest are noise.
+        crop: maps are 0 where the eigenvalue is smaller, hence outside the object; 0 keeps all.
+    """
+    block = calibration(kspace, mask)
+    coils, sizes = len(block), kspace.shape[-2:]
+    height, width = (min(kernel, (n + 1) // 2) for n in block.shape[-2:])
+    windows = block.unfold(1, height, 1).unfold(2, width, 1)
+    matrix = windows.permute(1, 2, 0, 3, 4).reshape(-1, coils * height * width)
+    _, values, vectors = torch.linalg.svd(matrix, full_matrices=False)
+    vectors = vectors[values > threshold * values[0]]
+    projection = (vectors.mT @ vectors.conj()).unflatten(0, (coils, -1)).unflatten(-1, (coils, -1))
+    # The projection depends on the distance of two samples only: as in low_rank.
+    samples = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(kspace.device)
+    rows, columns = (samples[:, None] - samples).unbind(-1)
+    distance = rows % sizes[0] * sizes[1] + columns % sizes[1]
+    filters = kspace.new_zeros((coils, coils, sizes[0] * sizes[1]))
+    filters.index_add_(-1, distance.flatten(), projection.movedim(2, 1).flatten(-2))
+    images = torch.fft.ifft2(filters.unflatten(-1, sizes), norm="forward") / (height * width)
+    maps, values = _dominant(torch.fft.fftshift(images, dim=(-2, -1)), low_resolution(kspace, mask))
+    return maps * (values > crop)
+
+
+SENSITIVITIES: dict[str, Callable[..., Tensor]] = {"ratio": ratio_maps, "walsh": walsh_maps, "espirit": espirit_maps}
+
+
+def sensitivity_maps(kspace: Tensor, mask: Tensor, method: str = "espirit", **options: Any) -> Tensor:
+    """Coil sensitivities of one slice from its calibration lines.
+
+    Args:
+        kspace: (coils, H, W) complex, zero where not measured.
+        mask: bool, broadcastable to kspace, the same for all rows.
+        method: a key of SENSITIVITIES.
+        options: of that function.
+    Returns:
+        (coils, H, W) complex; root-sum-of-squares 1, so that the image is in the units of the coils'
+        root-sum-of-squares.
+    Raises:
+        BadInput: no coil axis; fewer than two calibration lines.
+    """
+    return choose(SENSITIVITIES, method, "kind of sensitivity maps")(kspace, mask, **options)
+
+
+def sense(kspace: Tensor, mask: Tensor, maps: Tensor, weight: float = 0.001, iterations: int = 30) -> Tensor:
+    """SENSE by conjugate gradients: argmin_x |M F S x - y|^2 + weight |x|^2 (Pruessmann et al. 2001, MRM 46(4)).
+
+    Args:
+        kspace: (..., coils, H, W) complex, zero where not measured.
+        mask: bool, broadcastable to kspace.
+        maps: S, (..., coils, H, W) complex with root-sum-of-squares 1.
+        weight: of the image's energy; has no unit. Larger means less noise and more aliasing.
+        iterations: conjugate-gradient steps, each one pair of FFTs per coil.
+    Returns:
+        (..., H, W) complex.
+    """
+    folded = combine_coils(ifft2c(mask * kspace), maps)
+    return _conjugate_gradients(
+        lambda x: _normal(x, mask, maps) + weight * x, folded, torch.zeros_like(folded), iterations
+    )
+
+
+def grappa_kernels(
+    kspace: Tensor, mask: Tensor, weight: float = 0.001, lines: int = 4, rows: int = 5
+) -> list[tuple[Tensor, tuple[int, ...], Tensor]]:
+    """The kernels of GRAPPA: how a missing line follows from the measured lines next to it, in all coils.
+
+    One kernel for each pattern of neighbours, so that grids with uneven steps and random lines work too: a
+    regular grid has a pattern per missing line of a step, and some more at the edges and beside the centre.
+    A kernel must fit into the calibration lines; where its lines reach too far, the farthest are left out.
+
+    Args:
+        kspace: (coils, H, W) complex, zero where not measured.
+        mask: bool (..., W): the columns that were measured.
+        weight: of the kernel's energy, as a part of the calibration's.
+        lines: measured neighbours, the nearest ones, that a missing line is made of.
+        rows: samples of each of them, odd.
+    Returns:
+        for each pattern: the missing columns (n,); their neighbours' offsets; weights, complex
+        (coils, coils * rows * neighbours), from neighbours to the missing line's coils.
+    Raises:
+        BadInput: no coil axis; fewer than two calibration lines.
+    """
+    block = calibration(kspace, mask, rows=kspace.shape[-2])
+    span = block.shape[-1]
+    measured = mask.reshape(-1, mask.shape[-1])[0]
+    known = measured.nonzero().flatten().tolist()
+    patterns: dict[tuple[int, ...], list[int]] = {}
+    for column in (~measured).nonzero().flatten().tolist():
+        near = sorted((k - column for k in known), key=lambda d: (abs(d), d))[:lines]
+        while near and max(0, *near) - min(0, *near) >= span:
+            near.pop()
+        patterns.setdefault(tuple(sorted(near)), []).append(column)
+    kernels = []
+    for offsets, columns in patterns.items():
+        if not offsets:
+            continue  # farther from any line than the calibration is wide: stays empty
+        first, last = max(0, -min(offsets)), span - max(0, *offsets)
+        sources = _neighbours(block, torch.arange(first, last), offsets, rows)[:, rows // 2 : -(rows // 2) or None]
+        targets = block[:, rows // 2 : -(rows // 2) or None, first:last]
+        sources, targets = sources.flatten(1), targets.flatten(1)
+        gram = sources @ sources.mH
+        ridge = weight * gram.diagonal().real.mean() * torch.eye(len(gram), device=gram.device)
+        weights = torch.linalg.solve(gram + ridge, sources @ targets.mH).mH
+        kernels.append((torch.tensor(columns), offsets, weights))
+    return kernels
+
+
+def _neighbours(kspace: Tensor, columns: Tensor, offsets: Sequence[int], rows: int) -> Tensor:
+    """What lies around the samples of `columns`: (coils, H, W) -> (coils * rows * len(offsets), H, n)."""
+    lines = torch.stack([kspace[:, :, columns + offset] for offset in offsets], 1)  # (coils, offsets, H, n)
+    shifted = [lines.roll(rows // 2 - row, -2) for row in range(rows)]
+    return torch.stack(shifted, 1).flatten(0, 2)
+
+
+def grappa(kspace: Tensor, mask: Tensor, weight: float = 0.001, lines: int = 4, rows: int = 5) -> Tensor:
+    """GRAPPA: fill every missing line of every coil from its measured neighbours (Griswold et al. 2002, MRM 47(6)).
+
+    Args and Raises: as grappa_kernels.
+    Returns:
+        (coils, H, W) complex k-space; the measured lines are as they were. rss of its images is the image.
+    """
+    filled = kspace.clone()
+    for columns, offsets, weights in grappa_kernels(kspace, mask, weight, lines, rows):
+        sources = _neighbours(kspace, columns, offsets, rows)
+        filled[:, :, columns] = torch.einsum("cs,shn->chn", weights, sources)
+    return filled
+
+
+def _sense_images(kspace: Tensor, mask: Tensor, weight: float) -> Tensor:
+    maps = sensitivity_maps(kspace, mask)
+    return spread_coils(sense(kspace, mask, maps, weight), maps)
+
+
+def _tv_sense_images(kspace: Tensor, mask: Tensor, weight: float) -> Tensor:
+    maps = sensitivity_maps(kspace, mask)
+    return spread_coils(total_variation(kspace, mask, weight, 60, maps=maps), maps)
+
+
+# Slice by slice: (k-space (coils, H, W), mask, weight) -> coil images; and the weights that tune tries.
+PARALLEL: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], tuple[float, ...]]] = {
+    "sense": (_sense_images, (0.001, 0.003, 0.01, 0.03, 0.1)),
+    "grappa": (
+        lambda kspace, mask, weight: ifft2c(grappa(kspace, mask, weight)),
+        (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
+    ),
+    "tv_sense": (_tv_sense_images, (0.0003, 0.0006, 0.001, 0.002, 0.004)),
+}
+
+
+def parallel_method(name: str, weight: float) -> Callable[[Tensor, Tensor, Sequence[int]], Tensor]:
+    """A method of PARALLEL with a fixed weight, called like a network; see RssUNet and VariationalNetwork.
+
+    The result is what the reference is, a root-sum-of-squares of coil images: those that the method finds, with
+    the measured samples put back. So it has the noise of the coils in the air, as the reference has.
+    """
+    function, _ = choose(PARALLEL, name, "parallel method")
+
+    def method(kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+        images = [keep_measured(function(k, m, weight), k, m) for k, m in zip(kspace, mask)]
+        return rss(center_crop(torch.stack(images), size), 1)
+
+    return method
+
+
+def g_factor(
+    reconstruct: Callable[[Tensor], Tensor], covariance: Tensor, mask: Tensor, size: Sequence[int], replicas: int = 64
+) -> Tensor:
+    """By how much parallel imaging amplifies noise at each pixel, beyond the sqrt of the acceleration.
+
+    Noise alone is reconstructed again and again, fully sampled and undersampled: this serves every linear method
+    (pseudo multiple replicas: Robson et al. 2008, MRM 60(4)). The definition is Pruessmann's (1999).
+
+    Args:
+        reconstruct: linear, k-space (coils, H, W) and mask -> complex image (H, W), with fixed maps or kernels.
+        covariance: (coils, coils) of the noise.
+        mask: bool, broadcastable to (H, W).
+        size: (H, W).
+        replicas: of the noise; the error of the result is about 1 / sqrt(replicas).
+    Returns:
+        (H, W) float, about 1 where nothing is lost.
+    """
+    random = torch.Generator().manual_seed(0)
+    colour = torch.linalg.cholesky(covariance)
+    energy = torch.zeros(2, *size)
+    for _ in range(replicas):
+        noise = torch.randn((len(colour), *size), dtype=torch.complex64, generator=random)
+        noise = torch.einsum("ij,jhw->ihw", colour, noise)
+        for i, lines in enumerate((torch.ones_like(mask), mask)):
+            energy[i] += reconstruct(noise * lines, lines).abs().square()
+    return (energy[1] / energy[0].clamp(min=1e-30) / effective_acceleration(mask)).sqrt()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -3086,16 +3539,70 @@ class Unrolled(nn.Module):
                 raise BadInput(f"{kspace.shape[1]} frames, but the network looks at {least} at a time: give more")
             if self.frames and kspace.shape[1] != self.frames:
                 return in_windows(lambda k, m: self(k, m, size), self.frames, kspace, mask.expand(kspace.shape))
+        return center_crop(self.unroll(kspace, mask), size)
+
+    def unroll(self, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
+        """All cascades: (batch, H, W) -> image (batch, H, W); with maps, k-space and images have an axis of coils.
+
+        The network sees and changes what the coils see together; consistency holds for each coil.
+        """
         image = ifft2c(kspace)
-        scale = image.abs().flatten(1).amax(1).reshape(-1, *[1] * (image.ndim - 1)) * smooth_phase(kspace)
+        seen = image if maps is None else combine_coils(image, maps)
+        phase = smooth_phase(kspace if maps is None else fft2c(seen))
+        scale = seen.abs().flatten(1).amax(1).reshape(-1, *[1] * (seen.ndim - 1)) * phase
         for cascade in range(self.cascades):
             network = self.networks[cascade % len(self.networks)]
-            image = image + scale * as_complex(network(as_channels(image / scale)))
+            change = scale * as_complex(network(as_channels(seen / scale)))
+            image = image + (change if maps is None else spread_coils(change, maps))
             if self.consistency == "hard":
                 image = keep_measured(image, kspace, mask)
             elif self.consistency == "soft":
                 image = keep_measured(image, kspace, mask, self.step[cascade].sigmoid())
-        return center_crop(image, size)
+            seen = image if maps is None else combine_coils(image, maps)
+        return image
+
+
+class VariationalNetwork(Unrolled):
+    """The end-to-end variational network: an unrolled network for coils that finds their sensitivities itself.
+
+    Sriram et al. 2020 (MICCAI). The maps are low_resolution images divided by their root-sum-of-squares, which a
+    small U-Net, the same for all coils, refines. The image is the root-sum-of-squares of the coils at the end.
+
+    Args: see Unrolled.
+        map_features: channels of the U-Net for the maps after its first convolution.
+    """
+
+    def __init__(
+        self,
+        inner: str = "unet",
+        cascades: int = 4,
+        consistency: str = "soft",
+        shared: bool = False,
+        features: int = 0,
+        levels: int = 0,
+        stages: str = "",
+        dropout: float = 0.0,
+        map_features: int = 4,
+    ) -> None:
+        super().__init__(inner, cascades, consistency, shared, features, levels, stages, dropout)
+        self.map_network = _inner("unet", 2, 2, features=map_features, levels=3)
+
+    def maps(self, kspace: Tensor, mask: Tensor) -> Tensor:
+        """Sensitivities (batch, coils, H, W) complex, with root-sum-of-squares 1, from the calibration lines."""
+        low = low_resolution(kspace, mask)
+        low = low / rss(low, 1).amax((-2, -1), keepdim=True)[:, None]
+        refined = low + as_complex(self.map_network(as_channels(low.flatten(0, 1)))).unflatten(0, low.shape[:2])
+        return refined / rss(refined, 1)[:, None].clamp(min=1e-12)
+
+    def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+        """(batch, coils, H, W) complex k-space -> (batch, h, w) real magnitude; see Unrolled.forward.
+
+        Raises:
+            BadInput: no coil axis; fewer than two calibration lines.
+        """
+        images = center_crop(self.unroll(kspace, mask, self.maps(kspace, mask)), size)
+        # The tiny summand keeps the gradient finite where all coils are 0.
+        return (images.abs().square().sum(1) + torch.finfo(torch.float32).tiny).sqrt()
 
 
 class KSpaceNetwork(nn.Module):
@@ -3164,8 +3671,9 @@ class MagnitudeNetwork(nn.Module):
         self.network = _inner(inner, 1, 1, **settings, upscale_factor=upscale_factor)
 
     def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
-        """(batch, H, W) complex k-space -> (batch, h, w) real magnitude; the mask is not used."""
-        x, mean, std = normalize(center_crop(ifft2c(kspace), size).abs(), clamp=6)
+        """(batch, [coils,] H, W) complex k-space -> (batch, h, w) real magnitude; the mask is not used."""
+        image = center_crop(ifft2c(kspace), size)
+        x, mean, std = normalize(rss(image, 1) if image.ndim == 4 else image.abs(), clamp=6)
         y = self.network(x[:, None])[:, 0].float()
         return (x + y if self.residual else y) * std + mean
 
@@ -3246,6 +3754,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         Unrolled, inner="dual_unet", consistency="none", features=64, levels=4, dropout=0.3, frames=12
     ),
     "cine_unrolled": partial(Unrolled, inner="space_time_resnet", cascades=3, features=16, stages="2x2"),
+    "rss_unet": partial(MagnitudeNetwork, inner="unet", residual=True, features=16, levels=4),
+    "varnet": partial(VariationalNetwork, inner="unet", cascades=8, features=8, levels=3),
 }
 LEARNING_RATES = {"resnet": 0.0003}  # of models that diverge at DEFAULT_RATE, which suits the others
 DEFAULT_RATE = 0.002
@@ -4193,6 +4703,11 @@ def zero_filled(kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
     return center_crop(ifft2c(kspace), size)
 
 
+def zero_filled_rss(kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+    """zero_filled with coils: the root-sum-of-squares of their images."""
+    return rss(zero_filled(kspace, mask, size), 1)
+
+
 # The classical methods, and the weights that tune tries for each: wide enough for 4x and 8x, clean and noisy.
 CLASSICAL: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
     "tv": (total_variation, (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)),
@@ -4426,6 +4941,18 @@ def export_cine(folder: Path, network: Method, dataset: SliceDataset) -> None:
     replace_file(folder / "results.txt", lambda partial: partial.write_text("\n".join(lines) + "\n"))
 
 
+def tuned_parallel(train_set: SliceDataset, settings: Any) -> tuple[dict[str, Method], dict[str, float]]:
+    """The baselines of multi_coil: each method of PARALLEL with the weight that suits a few training slices best."""
+    weights = {
+        name: tune(partial(parallel_method, name), train_set, choices, slices=8, device=settings.device)
+        for name, (_, choices) in PARALLEL.items()
+    }
+    methods = {name: parallel_method(name, weight) for name, weight in weights.items()}
+    return methods, {f"{name}_weight": weight for name, weight in weights.items()}
+
+
+MULTI_COIL_FOLDER = ROOT / "data" / "demo_multi_coil"
+
 TASKS: dict[str, Task] = {
     "single_coil": Task(
         settings={
@@ -4479,6 +5006,21 @@ TASKS: dict[str, Task] = {
         split=split_cine,
         prepare=check_cine,
         export=export_cine,
+    ),
+    "multi_coil": Task(
+        settings={
+            "data": "data/demo_multi_coil",
+            "model": "varnet",
+            "mask": "equispaced",
+            "acceleration": 4.0,
+            "center_fraction": 0.08,
+            "loss": "ssim",
+        },
+        demo=partial(demo_data, MULTI_COIL_FOLDER, train=36, val=12, slices=5, matrix=128, seed=1, coils=8),
+        models=("varnet", "rss_unet"),
+        start=("zero_filled", zero_filled_rss),
+        baselines=tuned_parallel,
+        read=partial(read_folder, axes="slices, coils, H, W"),
     ),
 }
 COMMON = {"epochs": 24, "batch_size": 4}  # of tasks that do not say otherwise

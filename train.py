@@ -50,7 +50,7 @@ parameter of papermill (`-p center_fraction 0.04`).
 
 # %% tags=["parameters"]
 data: str = ""  # folder with train/ and val/ ("": the task's demo data, simulated when missing)
-task: str = "single_coil"  # what is reconstructed: single_coil, super_resolution or cine
+task: str = "single_coil"  # what is reconstructed: single_coil, super_resolution, cine or multi_coil
 model: str = ""  # unet, magnitude_unet, resnet, recon_resnet, kspace_unet, unrolled ("": the task's own, unet)
 mask: str = ""  # kind of sampling mask, see notebook 02 ("": the task's own, random)
 acceleration: float = 0.0  # samples asked for / samples taken (0: the task's own, 4)
