@@ -25,6 +25,7 @@ import ast
 import contextlib
 import copy
 import csv
+import dataclasses
 import difflib
 import functools
 import hashlib
@@ -45,6 +46,7 @@ import struct
 import subprocess
 import sys
 import time
+import warnings
 import xml.etree.ElementTree as ElementTree
 import zipfile
 import zlib
@@ -1200,7 +1202,321 @@ def volume_warnings(volume: Volume) -> list[str]:
         "the k-space is Hermitian: made from magnitude images, not measured": looks_magnitude_only(kspace),
         "the air is empty: simulated without noise, or masked": looks_noiseless(kspace),
     }
-    return [text for text, true in found.items() if true]
+    note = getattr(volume, "note", "")  # an ImageVolume's
+    return [text for text, true in found.items() if true] + [note] * bool(note)
+
+
+# Images instead of k-space: DICOM series and folders of pictures.
+
+
+def spectrum_extent(kspace: Tensor) -> tuple[int, int]:
+    """The matrix (rows, columns) beyond which the spectrum is empty, by the threshold of looks_interpolated.
+
+    Args:
+        kspace: ([coils,] H, W) complex.
+    """
+    power = kspace.abs().square().reshape(-1, *kspace.shape[-2:]).sum(0)
+    sizes = []
+    for profile in (power.sum(1), power.sum(0)):
+        distance = (torch.arange(len(profile)) - len(profile) // 2).abs()
+        share = distance / (len(profile) / 2)
+        band = profile[(share > 0.25) & (share < 0.4)].mean()
+        sizes.append(min(len(profile), 2 * int(distance[profile > 1e-3 * band].max())))
+    return sizes[0], sizes[1]
+
+
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+
+
+@dataclass(frozen=True)
+class ImageVolume(Volume):
+    """Magnitude images, of which k-space is computed; a slice is read and transformed when asked for.
+
+    A magnitude image has Hermitian k-space, half of which says nothing new, and what a scanner interpolated comes
+    back by undoing the interpolation: networks look better on such data than on scans ("data crimes", Shimron et
+    al. 2022, PNAS 119(13)). So k-space is cropped to the acquired matrix, and a smooth phase, and noise if wanted,
+    are simulated; both are the same at every reading, because the name of the file is their seed.
+
+    Attributes:
+        files: the image of each slice.
+        phase: simulate a smooth phase; without it k-space is Hermitian.
+        noise: standard deviation, in the real part, of simulated noise, as a fraction of the slice's maximum.
+        note: what was done to the images, and why; "" if nothing.
+    """
+
+    files: tuple[Path, ...]
+    phase: bool = True
+    noise: float = 0.0
+    note: str = ""
+
+    def image(self, index: int) -> Tensor:
+        """Slice `index` as it is stored, rescaled as its header says: float32, before any crop."""
+        if not 0 <= index < len(self):
+            raise BadInput(f"{self.path}: no slice {index}: choose one from 0 to {len(self) - 1}")
+        image = torch.from_numpy(_read_picture(self.files[index]))
+        if not torch.isfinite(image).all() or not image.any():
+            raise BadInput(f"{self.files[index]}: the image is empty, or holds NaN or infinite values: remove the file")
+        return image
+
+    def kspace(self, index: int) -> Tensor:
+        """See Volume.kspace; the image values keep their size."""
+        image = self.image(index)
+        kspace = center_crop(fft2c(image), self.shape[1:])
+        image = ifft2c(kspace) * math.sqrt(kspace.numel() / image.numel())
+        random = np.random.RandomState(tuple(map(ord, self.files[index].name)))
+        if self.phase:
+            y, x = (torch.linspace(-1, 1, n) for n in image.shape)
+            terms = torch.stack(torch.broadcast_tensors(torch.ones(()), y[:, None], x, y[:, None] ** 2, x**2))
+            weights = torch.from_numpy(random.normal(0, 1.2, 5).astype(np.float32))
+            image = torch.polar(image.real, torch.tensordot(weights, terms, 1))  # a negative value gets another pi
+        if self.noise:
+            drawn = torch.from_numpy(random.standard_normal((*image.shape, 2)).astype(np.float32))
+            image = image + self.noise * image.abs().max() * torch.view_as_complex(drawn)
+        return fft2c(image)
+
+    def fingerprints(self) -> list[str]:
+        """See Volume.fingerprints: of the stored images' central rows."""
+        rows = [self.image(i)[self.image(i).shape[0] // 2].numpy() for i in range(len(self))]
+        return [hashlib.sha1(row.tobytes()).hexdigest() if row.any() else "" for row in rows]
+
+    def part(self, first: int, end: int) -> ImageVolume:
+        """Slices first .. end - 1 as a volume of their own, which counts as a subject of its own."""
+        which = f"slices_{first}_{end - 1}"
+        return dataclasses.replace(
+            self,
+            path=self.path.with_name(f"{self.path.stem}_{which}.h5"),
+            shape=(end - first, *self.shape[1:]),
+            patient_id=f"{self.patient_id}_{which}",
+            files=self.files[first:end],
+        )
+
+
+@contextlib.contextmanager
+def _judging(path: Path, what: str) -> Iterator[None]:
+    """Tell whatever a reader of images finds in damaged bytes in one line; its warnings are not for the user."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except BadInput:
+        raise
+    except Exception as error:  # these readers raise whatever the bytes lead them to
+        raise BadInput(f"{path}: damaged {what} ({type(error).__name__}): copy or export it again") from error
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether a file says of itself that it is DICOM; the name needs no suffix."""
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+# What is read of a DICOM header; the rest stays in the file.
+DICOM_TAGS = [
+    *("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "PhotometricInterpretation", "BitsAllocated"),
+    *("BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept", "PatientID", "PatientName"),
+    *("StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "ImagePositionPatient"),
+    *("ImageOrientationPatient", "SliceLocation", "AcquisitionMatrix", "InPlanePhaseEncodingDirection"),
+    *("ScanningSequence", "EchoTime", "ImageType", "WindowCenter", "WindowWidth"),
+]
+
+
+def _dicom(path: Path, pixels: bool = False) -> Any:
+    """The header of a DICOM file, or its image as float32 (H, W).
+
+    Raises:
+        BadInput: no pydicom; the file is damaged, compressed without a decoder, in colour, too large ..
+    """
+    if importlib.util.find_spec("pydicom") is None:
+        raise BadInput(f"{path}: reading DICOM needs pydicom: pip install pydicom")
+    import pydicom
+
+    with _judging(path, "DICOM file"):
+        syntax = pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID
+        if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:  # a small file may unpack to any size
+            raise BadInput(f"{path}: the whole file is deflated: convert it (dcmconv +te)")
+        tags: list[Any] = [*DICOM_TAGS, "PixelData"] if pixels else [*DICOM_TAGS]
+        data = pydicom.dcmread(path, specific_tags=tags, stop_before_pixels=not pixels)
+        rows, columns = int(data.get("Rows") or 0), int(data.get("Columns") or 0)
+        if rows < 1 or columns < 1 or (pixels and "PixelData" not in data):
+            raise BadInput(f"{path}: no pixel data in it, so no image: remove the file")
+        if rows * columns > LARGEST_SLICE:
+            raise BadInput(f"{path}: {rows}x{columns} pixels, more than {LARGEST_SLICE} are not read")
+        colours = str(data.get("PhotometricInterpretation"))
+        if int(data.get("SamplesPerPixel") or 1) != 1 or colours not in ("MONOCHROME1", "MONOCHROME2"):
+            raise BadInput(f"{path}: a colour image ({colours[:20]}): give grey ones")
+        if int(data.get("NumberOfFrames") or 1) != 1:
+            raise BadInput(f"{path}: many frames in one file: convert it to single frames")
+        if not pixels:
+            return data
+        try:
+            stored = data.pixel_array
+        except (RuntimeError, NotImplementedError) as error:
+            if not syntax.is_compressed:
+                raise
+            raise BadInput(
+                f"{path}: compressed ({syntax.name}), and no decoder reads it: pip install pylibjpeg "
+                "pylibjpeg-libjpeg pylibjpeg-openjpeg, or decompress it (gdcmconv --raw)"
+            ) from error
+        slope, intercept = float(data.get("RescaleSlope") or 1), float(data.get("RescaleIntercept") or 0)
+        image = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+        return image.max() - image if colours == "MONOCHROME1" else image
+
+
+@contextlib.contextmanager
+def _picture(path: Path) -> Iterator[Any]:
+    """A PNG, TIFF .. file as Pillow opens it, which reads the header only."""
+    from PIL import Image
+
+    with _judging(path, "image"), Image.open(path) as opened:
+        if opened.width * opened.height * getattr(opened, "n_frames", 1) > LARGEST_SLICE:
+            raise BadInput(f"{path}: {opened.height}x{opened.width} pixels are too many for a slice: crop the image")
+        yield opened
+
+
+def _picture_size(path: Path) -> tuple[int, int]:
+    """(H, W) of an image file, from its header."""
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        data = _dicom(path)
+        return data.Rows, data.Columns
+    with _picture(path) as opened:
+        return opened.height, opened.width
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    """One grey image, DICOM or a common image format, as float32 (H, W)."""
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        image: np.ndarray = _dicom(path, pixels=True)
+        return image
+    from skimage import io as images
+
+    with _picture(path):
+        image = images.imread(path)
+        if image.ndim == 3 and image.shape[-1] in (3, 4) and not np.ptp(image[..., :3], axis=-1).any():
+            image = image[..., 0]  # grey, stored as three equal colours
+        if image.ndim != 2 or image.dtype.kind not in "fiub":
+            raise BadInput(f"{path}: a colour image or several in one, of shape {image.shape}: give single grey images")
+        return image.astype(np.float32)
+
+
+# Person -> "subject_1", .. in the order of reading: names and numbers of patients stay inside this dictionary.
+_SUBJECTS: dict[Any, str] = {}
+
+
+def _series(files: Sequence[Path]) -> Iterator[tuple[str, dict, list[Path]]]:
+    """DICOM files as (acquisition, what is known, files in the order of their position), a series at a time."""
+    series: dict[Any, list[tuple[float, Path, Any]]] = {}
+    for path in files:
+        data = _dicom(path)
+        try:
+            kind = "/".join(map(str, data.get("ImageType") or ()))
+            turn = [float(v) for v in data.get("ImageOrientationPatient") or ()]
+            place = [float(v) for v in data.get("ImagePositionPatient") or ()]
+            if len(turn) == 6 and len(place) == 3:
+                position = float(np.dot(np.cross(turn[:3], turn[3:]), place))
+            else:
+                position = float(data.get("SliceLocation") or data.get("InstanceNumber") or 0)
+            key = str(data.get("SeriesInstanceUID")), kind, float(data.get("EchoTime") or 0)
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"{path}: damaged DICOM header ({error}): copy or export it again") from error
+        series.setdefault(key, []).append((position, path, data))
+    for (_, _, echo), found in series.items():
+        found.sort(key=lambda item: item[:2])
+        data = found[0][2]
+        person = str(data.get("PatientID", "")), str(data.get("PatientName", ""))
+        if not any(c.isalnum() for text in person for c in text):  # "***" or nothing: made anonymous
+            person = (str(data.get("StudyInstanceUID", "")),)
+        # Free text of the header (descriptions, protocols) may name a person: only codes and numbers are taken.
+        codes = [c for c in np.atleast_1d(data.get("ScanningSequence") or []) if c in ("SE", "IR", "GR", "EP", "RM")]
+        known: dict[str, Any] = {"person": person, "matrix": (0, 0), "name": f"series_{data.get('SeriesNumber') or 0}"}
+        matrix = [int(n) for n in data.get("AcquisitionMatrix") or () if n]
+        if len(matrix) == 2:
+            known["matrix"] = matrix[::-1] if data.get("InPlanePhaseEncodingDirection") == "COL" else matrix
+        with contextlib.suppress(TypeError, ValueError):  # for display only; some headers give several
+            known["window"] = float(data.get("WindowCenter")), float(data.get("WindowWidth"))
+        yield "_".join([*codes, f"TE{echo:g}"]), known, [path for _, path, _ in found]
+
+
+def read_images(folder: str | Path, phase: bool = True, noise: float = 0.0) -> list[Volume]:
+    """Volumes of a folder of images: DICOM series, told apart by their headers, or grey PNG, TIFF .. files.
+
+    Subfolders are searched. A DICOM series is one volume, sorted by position; so are the plain images of one
+    folder, sorted by name, which count as one subject. Names and numbers of patients are used to tell subjects apart
+    and appear nowhere: subjects are numbered.
+
+    Images that the scanner interpolated are cropped in k-space to the acquired matrix, known from the header
+    (AcquisitionMatrix) or, where that says nothing, from where the spectrum of the middle slice ends. Every matrix is
+    then cropped to multiples of 8, so that half and a quarter of it are whole and even.
+
+    Args:
+        folder: of the files.
+        phase, noise: see ImageVolume.
+    Raises:
+        BadInput: no such folder, no image in it; a file that cannot be read, sizes that differ within a volume.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such folder: data/README.md tells where each data set goes")
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    pictures: dict[Path, list[Path]] = {}
+    for path in files:
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            pictures.setdefault(path.parent, []).append(path)
+    found: list[tuple[str, dict, list[Path]]] = list(_series([path for path in files if _is_dicom(path)]))
+    for parent, inside in pictures.items():
+        known = {"person": (str(parent.resolve()),), "matrix": (0, 0), "name": parent.name}
+        found.append(("images", known, inside))
+    if not found:
+        raise BadInput(f"{folder}: no DICOM, PNG or TIFF image in it: is this the folder of the images?")
+    names, volumes = Counter[str](), list[Volume]()
+    for acquisition, known, inside in found:
+        name = f"{folder.name}_{known['name']}"
+        names[name] += 1
+        name += f"_{names[name]}" if names[name] > 1 else ""
+        volume = ImageVolume(
+            path=folder / f"{name}.h5",
+            shape=(len(inside), 0, 0),
+            target_size=(0, 0),
+            acquisition=acquisition,
+            patient_id=_SUBJECTS.setdefault(known["person"], f"subject_{len(_SUBJECTS) + 1}"),
+            columns=(0, 0),
+            mask=None,
+            target_key=None,
+            attributes={"window": known["window"]} if "window" in known else {},
+            files=tuple(inside),
+            phase=phase,
+            noise=noise,
+        )
+        stored = volume.image(len(inside) // 2)
+        for path in inside:
+            size = _picture_size(path)
+            if size != tuple(stored.shape):
+                raise BadInput(
+                    f"{path}: {size[0]}x{size[1]} pixels, but {inside[len(inside) // 2].name} has "
+                    f"{stored.shape[0]}x{stored.shape[1]}: put images of one size into each folder"
+                )
+        spectrum, note = fft2c(stored), ""
+        matrix = [min(n, m) if m else m for n, m in zip(known["matrix"], stored.shape)]
+        source = "AcquisitionMatrix"
+        if not all(matrix):
+            matrix, source = (spectrum_extent(spectrum), "its spectrum") if looks_interpolated(spectrum) else ([], "")
+        matrix = list(matrix or stored.shape)
+        if matrix != list(stored.shape):
+            note = (
+                f"images of {stored.shape[0]}x{stored.shape[1]} were interpolated from {matrix[0]}x{matrix[1]} "
+                f"({source}): k-space cropped to that"
+            )
+        h, w = (n // 8 * 8 for n in matrix)
+        if [h, w] != matrix:
+            note += f"{'; ' if note else ''}{matrix[0]}x{matrix[1]} cropped to {h}x{w}, multiples of 8"
+        if min(h, w) < 8:
+            raise BadInput(
+                f"{inside[0]}: an image of {stored.shape[0]}x{stored.shape[1]} is too small: use larger ones"
+            )
+        if note:
+            print(f"{volume.path.stem}: {note}")
+        size = {"shape": (len(inside), h, w), "target_size": (h, w), "columns": (0, w), "note": note}
+        volumes.append(dataclasses.replace(volume, **size))
+    return volumes
 
 
 @dataclass(frozen=True)
@@ -1649,15 +1965,23 @@ def simulate_head(
 
 
 def demo_data(
-    folder: str | Path = DEMO_FOLDER, train: int = 40, val: int = 12, slices: int = 6, matrix: int = 160, seed: int = 0
+    folder: str | Path = DEMO_FOLDER,
+    train: int = 40,
+    val: int = 12,
+    slices: int = 6,
+    matrix: int = 160,
+    seed: int = 0,
+    wide: bool = True,
+    noise: float | None = None,
 ) -> Path:
     """The demo data set, simulated on first use: one volume per simulated subject, in fastMRI's layout.
 
     Args:
         folder: where `train/` and `val/` are or will be; by default data/demo beside this file.
         train, val: number of subjects in each folder, at least one; no subject is in both.
-        slices, matrix: as in simulate_head; every other subject has a wider phase field of view.
+        slices, matrix, noise: as in simulate_head.
         seed: another seed makes another set of subjects.
+        wide: every other subject has a wider phase field of view.
 
     Returns:
         The folder. Data that are already there are returned untouched, whatever the other arguments say.
@@ -1681,8 +2005,8 @@ def demo_data(
         for split, i, subject in tqdm(jobs, desc="simulating", unit="volume"):
             (building / split).mkdir(parents=True, exist_ok=True)
             sequence = list(SEQUENCES)[i % 4]
-            width = matrix if (i + i // 4) % 2 else None  # each sequence comes with both fields of view
-            kspace, info = simulate_head(100_000 * seed + subject, sequence, slices, matrix, width)
+            width = None if wide and (i + i // 4) % 2 == 0 else matrix  # each sequence comes with both fields of view
+            kspace, info = simulate_head(100_000 * seed + subject, sequence, slices, matrix, width, noise)
             attributes = {k: json.dumps(v) if isinstance(v, (list, dict)) else v for k, v in info.items()}
             name = f"demo_{split}_{i:03d}_{ACQUISITIONS[sequence]}.h5"
             write_volume(
@@ -2190,6 +2514,27 @@ def view_sharing(kspace: Tensor, mask: Tensor) -> Tensor:
     return ifft2c(filled)
 
 
+def bicubic(kspace: Tensor, size: Sequence[int], factor: int) -> Tensor:
+    """Bicubic interpolation of the low-resolution magnitude image: what a viewer does when it enlarges.
+
+    Every factor-th pixel of the zero-filled image is the image of the central block. Scikit-image interpolates
+    between them, with the grids laid so that nothing shifts. Keys 1981, IEEE TASSP 29(6).
+
+    Args:
+        kspace: (batch, H, W) complex, measured in the central 1 / factor of either axis.
+        size: (h, w) of the result.
+        factor: 2 or 4.
+    Returns:
+        (batch, h, w) float32 magnitude.
+    """
+    from skimage import transform
+
+    coarse = center_crop(ifft2c(kspace), size).abs()[..., ::factor, ::factor].cpu().numpy()
+    grid = transform.AffineTransform(scale=1 / factor)
+    fine = [transform.warp(image, grid, output_shape=tuple(size), order=3, mode="edge") for image in coarse]
+    return torch.from_numpy(np.stack(fine).astype(np.float32)).to(kspace.device)
+
+
 # --------------------------------------------------------------------------------------------------
 # 6 Networks
 # --------------------------------------------------------------------------------------------------
@@ -2532,6 +2877,43 @@ class DualUNet(nn.Module):
         return change + self.final(y + self.block(y))
 
 
+class SRResNet(ResNet):
+    """ResNet on the coarse grid of a low-resolution image, then pixel shuffle to the fine grid.
+
+    The generator of Ledig et al. 2017 (CVPR): first and last convolution 9x9, residual blocks, one pixel
+    shuffle per factor of two (Shi et al. 2016, CVPR); without batch norm, which does harm (Lim et al. 2017,
+    CVPR workshops).
+
+    Args:
+        in_channels, out_channels, features, stages, dropout: as in ResNet.
+        upscale_factor: 2 or 4: every second or fourth pixel of the input is looked at. Of a zero-filled image whose
+            k-space was measured in the central block only, these pixels hold everything.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        features: int = 32,
+        stages: str = "6x2",
+        dropout: float = 0.0,
+        upscale_factor: int = 2,
+    ) -> None:
+        super().__init__(in_channels, out_channels, features, stages, dropout)
+        self.factor = int(choose({"2": 2, "4": 4}, str(upscale_factor), "upscale_factor"))
+        self.first = nn.Sequential(nn.Conv2d(in_channels, features, 9, padding=4), nn.PReLU())
+        larger: list[nn.Module] = []
+        for _ in range(self.factor // 2):
+            larger += [nn.Conv2d(features, 4 * features, 3, padding=1), nn.PixelShuffle(2), nn.PReLU()]
+        self.blocks.append(nn.Sequential(*larger))
+        self.last = nn.Conv2d(features, out_channels, 9, padding=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, H, W) float -> (batch, out_channels, H, W)."""
+        height, width = x.shape[-2:]
+        return super().forward(_pad(x, self.factor)[..., :: self.factor, :: self.factor])[..., :height, :width]
+
+
 class PatchDiscriminator(nn.Module):
     """Judges patches: is this magnitude image a reference, given the zero-filled one?
 
@@ -2552,6 +2934,15 @@ class PatchDiscriminator(nn.Module):
         """image, given (batch, h, w) magnitudes -> a score per patch (batch, 1, h', w'), higher is more real."""
         return self.layers(torch.stack([given, image], 1))
 
+    def features(self, image: Tensor, given: Tensor) -> list[Tensor]:
+        """What the layers make of an image on the way to the score, each (batch, channels, .., ..)."""
+        x, found = torch.stack([given, image], 1), []
+        for layer in self.layers[:-1]:
+            x = layer(x)
+            if isinstance(layer, nn.LeakyReLU):
+                found.append(x)
+        return found
+
 
 INNER_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,
@@ -2562,6 +2953,7 @@ INNER_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "dual_unet": DualUNet,
     "dual_unet_no_attention": partial(DualUNet, attention=False),
     "dual_unet_no_3d": partial(DualUNet, light=False),
+    "srresnet": SRResNet,
 }
 
 
@@ -2753,7 +3145,7 @@ class MagnitudeNetwork(nn.Module):
     Args:
         inner: one of INNER_NETWORKS.
         residual: the network predicts what to add to its input.
-        features, levels, stages, dropout: of the inner network; see Unrolled.
+        features, levels, stages, dropout, upscale_factor: of the inner network; see Unrolled.
     """
 
     def __init__(
@@ -2764,10 +3156,12 @@ class MagnitudeNetwork(nn.Module):
         levels: int = 0,
         stages: str = "",
         dropout: float = 0.0,
+        upscale_factor: int = 0,
     ) -> None:
         super().__init__()
         self.residual = residual
-        self.network = _inner(inner, 1, 1, features=features, levels=levels, stages=stages, dropout=dropout)
+        settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout}
+        self.network = _inner(inner, 1, 1, **settings, upscale_factor=upscale_factor)
 
     def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
         """(batch, H, W) complex k-space -> (batch, h, w) real magnitude; the mask is not used."""
@@ -2776,6 +3170,66 @@ class MagnitudeNetwork(nn.Module):
         return (x + y if self.residual else y) * std + mean
 
 
+class KSpaceSR(nn.Module):
+    """Extends k-space beyond its measured central block, and keeps that block: super-resolution from k-space.
+
+    Real and imaginary part of the measured k-space are divided by the mean magnitude of fully sampled k-space at the
+    same distance from the centre, a template taken from the training set, so that no frequency outweighs the others.
+    Convolutions over k-space itself are products in the image and cannot reach beyond the block; so the generator
+    works on the inverse transform of this whitened k-space, an image of edges, and the transform of what it returns,
+    times the template, is the new k-space. Scale and smooth phase are taken out first and come back at the end, as in
+    Unrolled; the measured samples are put back, and the loss is that of the image.
+
+    Args: see SRResNet; inner is one of INNER_NETWORKS.
+    """
+
+    BINS = 32  # of the template from the centre to the middle of an edge; it goes on to the corners
+
+    def __init__(
+        self,
+        inner: str = "srresnet",
+        features: int = 0,
+        levels: int = 0,
+        stages: str = "",
+        dropout: float = 0.0,
+        upscale_factor: int = 2,
+    ) -> None:
+        super().__init__()
+        settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout}
+        self.network = _inner(inner, 2, 2, **settings, upscale_factor=upscale_factor)
+        self.template: Tensor
+        self.register_buffer("template", torch.zeros(3 * self.BINS // 2 + 1))  # logarithms
+
+    def _bins(self, kspace: Tensor) -> Tensor:
+        """Where each sample of a k-space lies in the template: (H, W) float."""
+        rows, columns = (torch.arange(n, device=kspace.device) / (n / 2) - n // 2 / (n / 2) for n in kspace.shape[-2:])
+        return self.BINS * (rows[:, None] ** 2 + columns**2).sqrt()
+
+    def learn_template(self, dataset: Any, slices: int = 32) -> None:
+        """Take the mean magnitude of fully sampled k-space, by distance from the centre, from a SliceDataset."""
+        total, count = torch.zeros_like(self.template), torch.zeros_like(self.template)
+        for index in np.linspace(0, len(dataset) - 1, min(slices, len(dataset))).astype(int):
+            volume, number = dataset.slices[index]
+            kspace, _ = dataset.volumes[volume].cropped(number)
+            size, bins = kspace / ifft2c(kspace).abs().max(), self._bins(kspace).round().long().flatten()
+            total.index_add_(0, bins, size.abs().flatten())
+            count.index_add_(0, bins, torch.ones(len(bins)))
+        self.template.copy_((total / count.clamp(min=1)).clamp(min=1e-6).log())
+
+    def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+        """(batch, H, W) complex k-space -> (batch, h, w) complex image; see Unrolled.forward."""
+        image = ifft2c(kspace)
+        scale = image.abs().amax((-2, -1), keepdim=True) * smooth_phase(kspace)
+        bins = self._bins(kspace)
+        below = bins.long().clamp(max=len(self.template) - 2)
+        template = torch.lerp(self.template[below], self.template[below + 1], bins - below).exp()
+        edges = as_channels(ifft2c(fft2c(image / scale) / template))
+        contrast = edges.square().mean((-3, -2, -1), keepdim=True).sqrt()
+        new = fft2c(as_complex(contrast * self.network(edges / contrast))) * template
+        return center_crop(keep_measured(image + scale * ifft2c(new), kspace, mask), size)
+
+
+SRRESNET = partial(MagnitudeNetwork, inner="srresnet", residual=True, features=32, stages="6x2", upscale_factor=2)
 # What --model accepts: a network with the settings that are its own where train.py's are 0 or empty.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "unet": partial(Unrolled, inner="unet", features=16, levels=4),
@@ -2789,10 +3243,16 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         Unrolled, inner="dual_unet", consistency="none", features=64, levels=4, dropout=0.3, frames=12
     ),
     "cine_unrolled": partial(Unrolled, inner="space_time_resnet", cascades=3, features=16, stages="2x2"),
+    "srresnet": SRRESNET,
+    "srgan": SRRESNET,  # the same, trained with an adversary; see the task super_resolution
+    "kspace_sr": partial(KSpaceSR, features=32, stages="6x2", upscale_factor=2),
 }
 LEARNING_RATES = {"resnet": 0.0003}  # of models that diverge at DEFAULT_RATE, which suits the others
 DEFAULT_RATE = 0.002
-MODEL_SETTINGS = ("inner", "cascades", "consistency", "shared", "features", "levels", "stages", "dropout", "frames")
+MODEL_SETTINGS = (
+    *("inner", "cascades", "consistency", "shared", "features", "levels", "stages", "dropout"),
+    *("upscale_factor", "frames"),
+)
 
 
 def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -2806,7 +3266,7 @@ def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     inner = _defaults(choose(INNER_NETWORKS, settings.get("inner") or own["inner"], "inner network"))
     result = {}
     for key in MODEL_SETTINGS:
-        if key in own and (key in inner or key not in ("levels", "stages", "dropout")):
+        if key in own and (key in inner or key not in ("levels", "stages", "dropout", "upscale_factor")):
             result[key] = settings.get(key) or own[key] or inner.get(key, own[key])
         elif settings.get(key):
             raise BadInput(f"model {name!r} has no {key}: leave {key} out, or choose another model")
@@ -3524,8 +3984,11 @@ def place(network: nn.Module, settings: Any, train_set: SliceDataset) -> nn.Modu
     Args:
         network: of MODELS.
         settings: train.py's parameters, of which device, precision and compile count.
-        train_set: what it will see; the compiler is tried on its first slice.
+        train_set: what it will see: a KSpaceSR learns its template from it, the compiler is tried on its first slice.
     """
+    learn = getattr(network, "learn_template", None)
+    if learn and not settings.start_from:
+        learn(train_set)
     network = network.to(settings.device)
     if settings.device == "cuda":
         fast = settings.precision != "float32"  # else TF32 would round the factors of every product to 10 bits
@@ -3915,6 +4378,54 @@ def export_cine(folder: Path, network: Method, dataset: SliceDataset) -> None:
     replace_file(folder / "results.txt", lambda partial: partial.write_text("\n".join(lines) + "\n"))
 
 
+def demo_sr() -> Path:
+    """The demo data of super_resolution: 36 simulated heads with pixels of 0.9 mm and little noise."""
+    return demo_data(DEMO_FOLDER.with_name("demo_sr"), 24, 12, slices=4, matrix=256, seed=4, wide=False, noise=0.004)
+
+
+def read_any(folder: Path) -> list[Volume]:
+    """k-space files (.h5) of a folder, or the images in it; see read_folder and read_images."""
+    return read_folder(folder, "slices, H, W") if any(folder.glob("*.h5")) else read_images(folder)
+
+
+def split_images(folder: Path, read: Callable[[Path], list[Volume]]) -> tuple[list[Volume], list[Volume]]:
+    """folder/train and folder/val; where there are none, a quarter of the subjects, or of one subject's slices.
+
+    The slices of one subject's series are split in two blocks, and a gap between them is left out: neighbours are
+    nearly copies. What is done is printed.
+    """
+    if (folder / "train").is_dir():
+        return read_train_and_val(folder, read)
+    volumes = read(folder)
+    train, val = split_by_subject(volumes, 0.25)
+    if train:
+        print(f"{folder}: no train/ and val/ in it: {len({v.patient_id for v in val})} of its subjects validate")
+        return train, val
+    for volume in volumes:
+        n = len(volume)
+        gap, held = max(3, n // 10), n // 4
+        if held < 1 or not isinstance(volume, ImageVolume) or n - gap - held < 1:
+            raise BadInput(f"{volume.path}: one subject with {n} slices cannot be split: give train/ and val/")
+        train.append(volume.part(0, n - gap - held))
+        print(
+            f"{folder}: one subject: slices 0 to {n - gap - held - 1} train, {n - held} to {n - 1} validate, {gap} "
+            "between them are left out: the figures hold for this head, not for others"
+        )
+    return train, [volume.part(len(volume) - len(volume) // 4, len(volume)) for volume in volumes]
+
+
+def prepare_super_resolution(settings: Any) -> None:
+    """The mask that an upscale factor means, and what makes srresnet srgan."""
+    factor = settings.upscale_factor
+    choose({"2": None, "4": None}, str(factor), "upscale_factor")
+    if settings.acceleration not in (0, factor**2) or settings.mask != "low_pass":
+        raise BadInput("mask and acceleration: super_resolution has its own: give upscale_factor instead")
+    settings.acceleration, settings.center_fraction = float(factor**2), 1 / factor**2  # the block is all there is
+    if settings.model == "srgan":
+        settings.adversarial_weight = settings.adversarial_weight or 0.005
+        settings.perceptual_weight = settings.perceptual_weight or 0.05
+
+
 TASKS: dict[str, Task] = {
     "single_coil": Task(
         settings={
@@ -3949,6 +4460,25 @@ TASKS: dict[str, Task] = {
         split=split_cine,
         prepare=check_cine,
         export=export_cine,
+    ),
+    "super_resolution": Task(
+        settings={
+            "data": "data/demo_sr",
+            "model": "kspace_sr",
+            "mask": "low_pass",
+            "upscale_factor": 2,
+            "loss": "l1_ssim",
+        },
+        demo=demo_sr,
+        models=("kspace_sr", "srresnet", "srgan"),
+        start=("sinc", zero_filled),
+        baselines=lambda train_set, settings: (
+            {"bicubic": lambda kspace, mask, size: bicubic(kspace, size, settings.upscale_factor)},
+            {},
+        ),
+        read=read_any,
+        split=split_images,
+        prepare=prepare_super_resolution,
     ),
 }
 COMMON = {"epochs": 24, "batch_size": 4}  # of tasks that do not say otherwise
@@ -4035,6 +4565,8 @@ def check_numbers(settings: Any) -> None:
         "levels",
         "cascades",
         "adversarial_weight",
+        "perceptual_weight",
+        "tv_weight",
         "clip",
     )
     for name in at_least_0:
@@ -4045,30 +4577,70 @@ def check_numbers(settings: Any) -> None:
     for name in ("dropout", "ema"):
         if not 0 <= getattr(settings, name) < 1:
             raise BadInput(f"{name} {getattr(settings, name)}: use a number from 0 to below 1")
+    if settings.perceptual_weight and not settings.adversarial_weight:
+        raise BadInput("perceptual_weight: its features come with the adversary: set adversarial_weight too, or 0")
     if settings.accumulate > 1 and settings.adversarial_weight:
         raise BadInput("accumulate: adversarial training takes whole batches: set accumulate to 1, or lower batch_size")
+
+
+def vgg_features() -> nn.Module | None:
+    """The convolutions of VGG-19 up to its last pooling; None unless torchvision and the weights are on this computer.
+
+    Nothing is downloaded: the weights are looked for where torch.hub keeps them.
+    """
+    files = sorted(Path(torch.hub.get_dir(), "checkpoints").glob("vgg19-*.pth"))
+    if not files or importlib.util.find_spec("torchvision") is None:
+        return None
+    import torchvision
+
+    network: Any = torchvision.models.vgg19()
+    network.load_state_dict(torch.load(files[0], map_location="cpu", weights_only=True))
+    return network.features[:-1].eval().requires_grad_(False)
+
+
+def roughness(image: Tensor) -> Tensor:
+    """Anisotropic total variation per pixel of (batch, h, w) magnitudes: what tv_weight weighs."""
+    return _gradient(image).abs().sum(0).mean()
 
 
 class Adversary:
     """The discriminator of adversarial training, with its optimizer.
 
     Args:
-        settings: train.py's parameters, of which adversarial (one of ADVERSARIAL), lr and device count.
+        settings: train.py's parameters, of which adversarial (one of ADVERSARIAL), lr, device, adversarial_weight and
+            perceptual_weight count.
     """
 
     def __init__(self, settings: Any) -> None:
+        self.weights = settings.adversarial_weight, settings.perceptual_weight
+        self.vgg = vgg_features() if settings.perceptual_weight else None
+        if self.vgg:
+            self.vgg.to(settings.device)
         self.discriminator = PatchDiscriminator().to(settings.device)
         # Little momentum, as usual here: the other player moves.
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=settings.lr / 4, betas=(0.5, 0.9))
         self.own_loss, self.others_loss = choose(ADVERSARIAL, settings.adversarial, "adversarial form")
 
-    def doubt(self, image: Tensor, given: Tensor) -> Tensor:
+    def doubt(self, image: Tensor, target: Tensor, given: Tensor) -> Tensor:
         """What the generator minimises besides its loss: low where its image passes for a reference.
 
+        The opinion of the discriminator, and the distance of reconstruction and reference in a network's features:
+        those of VGG where its weights are on this computer (Johnson et al. 2016, ECCV), else the discriminator's own
+        (feature matching: Salimans et al. 2016, NeurIPS), which need no download and have seen MR images.
+
         Args:
-            image, given: (batch, h, w) magnitudes of reconstruction and zero-filled image.
+            image, target, given: (batch, h, w) magnitudes of reconstruction, reference and zero-filled image.
         """
-        return self.others_loss(self.discriminator(image, given))
+        adversarial, perceptual = self.weights
+        loss = adversarial * self.others_loss(self.discriminator(image, given))
+        if not perceptual:
+            return loss
+        if self.vgg:
+            ours, theirs = ([self.vgg(x[:, None].expand(-1, 3, -1, -1))] for x in (image, target))
+        else:
+            ours, theirs = (self.discriminator.features(x, given) for x in (image, target))
+        distances = [(a - b.detach()).abs().mean() for a, b in zip(ours, theirs)]
+        return loss + perceptual * sum(distances) / len(distances)
 
     def learn(self, image: Tensor, target: Tensor, given: Tensor, share: float = 1.0) -> dict[str, float]:
         """One step of the discriminator on a batch of magnitudes; returns how it did before the step.
@@ -4637,7 +5209,7 @@ def add_flags(parser: argparse.ArgumentParser, source: str, several: bool = Fals
     pattern = r"^(\w+): (int|float|str|bool) = (.*?)(?:  # (.*))?$"
     for name, kind, value, text in re.findall(pattern, source, re.MULTILINE):
         default = ast.literal_eval(value)
-        options: dict[str, Any] = {"help": text.replace("%", "%%") + f" (default: {default})", "default": default}
+        options: dict[str, Any] = {"help": text.replace("%", "%%") + f" (default: {value})", "default": default}
         if kind == "bool" and not several:
             options["action"] = argparse.BooleanOptionalAction
         else:

@@ -50,12 +50,13 @@ parameter of papermill (`-p center_fraction 0.04`).
 
 # %% tags=["parameters"]
 data: str = ""  # folder with train/ and val/ ("": the task's demo data, simulated when missing)
-task: str = "single_coil"  # what is reconstructed: single_coil or cine
+task: str = "single_coil"  # what is reconstructed: single_coil, super_resolution or cine
 model: str = ""  # unet, magnitude_unet, resnet, recon_resnet, kspace_unet, unrolled ("": the task's own, unet)
 mask: str = ""  # kind of sampling mask, see notebook 02 ("": the task's own, random)
 acceleration: float = 0.0  # samples asked for / samples taken (0: the task's own, 4)
 center_fraction: float = 0.0  # share of k-space that is fully sampled around its centre (0: the task's own, 0.08)
 train_accelerations: str = ""  # several for training, "4 8", drawn slice by slice; the one above is scored
+upscale_factor: int = 0  # of super_resolution: 2 or 4 (0: the task's own, 2)
 augment: bool = False  # vary orientation, matrix size and noise of the training slices
 inner: str = ""  # network inside the model: unet, resnet or recon_resnet ("": the model's own)
 features: int = 0  # channels of its first convolution (0: the model's own)
@@ -74,6 +75,8 @@ schedule: str = "cosine"  # learning rate over the steps: constant, step or cosi
 loss: str = ""  # of the magnitude images: l1, l2, ssim or l1_ssim ("": the task's own, ssim)
 adversarial_weight: float = 0.0  # of a discriminator's opinion beside the loss; 0: none
 adversarial: str = "least_squares"  # its form: least_squares or wasserstein
+perceptual_weight: float = 0.0  # of the distance in features, VGG's or the discriminator's; 0: none
+tv_weight: float = 0.0  # of the total variation of the image; 0: none
 start_from: str = ""  # checkpoint whose weights training starts from (fine-tuning)
 train_slices: int = 0  # train on this many slices only, spread evenly (0: all)
 seed: int = 0  # of the weights, the order of the slices and the training masks
@@ -155,9 +158,11 @@ def train_epoch(network, adversary, loader, optimizer, scheduler, settings):
         image, target = mri.reconstruct(network, batch, settings.precision) / peak, batch.target / peak
         loss = mri.LOSSES[settings.loss](image, target)
         logged = {"train_loss": loss.detach().double()}
+        if settings.tv_weight:
+            loss = loss + settings.tv_weight * mri.roughness(image)
         if adversary:
             given = mri.reconstruct(mri.TASKS[settings.task].start[1], batch) / peak
-            loss = loss + settings.adversarial_weight * adversary.doubt(image, given)
+            loss = loss + adversary.doubt(image, target, given)
         (share * loss).backward()
         if number % settings.accumulate == 0:
             optimizer.step()
@@ -255,7 +260,7 @@ def score_all(settings, network, train_set, val_set):
     tuning_set = mri.SliceDataset(train_set.volumes, *sampling, seed=settings.seed)
     task = mri.TASKS[settings.task]
     baselines, tuned = task.baselines(tuning_set, settings)
-    print("tuned on training slices:", ", ".join(f"{name} {value:g}" for name, value in tuned.items()))
+    print("tuned on training slices:", ", ".join(f"{name} {value:g}" for name, value in tuned.items()) or "nothing")
     methods = dict([task.start]) | baselines | {settings.model: network.eval()}
     scores = {name: score(method, val_set, settings) for name, method in methods.items()}
     metrics = mri.summarize_run(scores, val_set, settings, train_set)

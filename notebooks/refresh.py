@@ -65,9 +65,9 @@ def clean(notebook: nbformat.NotebookNode) -> None:
 def thumbnail(notebook: nbformat.NotebookNode, path: Path) -> None:
     """Write the picture that stands for the notebook, 160 pixels wide."""
     tagged = sorted(notebook.cells, key=lambda cell: "thumbnail" not in cell.metadata.get("tags", []))
-    pictures = [o["data"]["image/png"] for c in tagged for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
-    if pictures:
-        picture = Image.open(io.BytesIO(base64.b64decode(pictures[0]))).convert("RGB")
+    found = (output.get("data", {}).get("image/png") for cell in tagged for output in cell.get("outputs", []))
+    if first := next(filter(None, found), None):
+        picture = Image.open(io.BytesIO(base64.b64decode(first))).convert("RGB")
         path.parent.mkdir(exist_ok=True)
         picture.thumbnail((160, 160), Image.Resampling.LANCZOS)
         picture.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
