@@ -2194,8 +2194,8 @@ def simulate_cine(
     chest = _step(body - fat - wall)
     for angle in np.arange(13) * 2 * math.pi / 13 + rng.uniform(0, 0.4):
         c, s, place = math.cos(angle), math.sin(angle), 1 - (fat.mean() + 0.62 * wall) / b
-        size = rng.uniform(9, 13), rng.uniform(4, 5.5)
-        rib = ellipse(a * place * c, b * place * s, *size, math.atan2(b * c, -a * s))
+        long, short = rng.uniform(9, 13), rng.uniform(4, 5.5)
+        rib = ellipse(a * place * c, b * place * s, long, short, math.atan2(b * c, -a * s))
         still = paint(paint(still, signal["bone"], rib), signal["marrow"], rib - 1.5)
     liver_at, middle = (rng.uniform(-62, -50), rng.uniform(42, 54)), (rng.normal(-6, 4), b - fat.mean() - 45)
     liver = ellipse(*liver_at, rng.uniform(74, 88), rng.uniform(46, 58), rng.uniform(-0.25, 0.1), 2.3)
@@ -2204,10 +2204,11 @@ def simulate_cine(
     )
     still = paint(still, signal["liver"], liver, chest)
     for number in range(116):  # vessels of the lungs, then of the liver
-        at = (rng.uniform(-a, a), rng.uniform(-b, b)) if number < 90 else rng.normal(liver_at, (34, 22))
-        size = (rng.gamma(2.0, 0.7) + 0.6) * np.array([rng.uniform(1, 3), 1])
+        cx, cy = (rng.uniform(-a, a), rng.uniform(-b, b)) if number < 90 else rng.normal(liver_at, (34, 22))
+        width, stretch = rng.gamma(2.0, 0.7) + 0.6, rng.uniform(1, 3)
         where = chest * (_step(-liver) if number < 90 else _step(liver - 3))
-        still = paint(still, signal["blood"] * rng.uniform(0.5, 0.9), ellipse(*at, *size, rng.uniform(0, 3)), where)
+        vessel = ellipse(cx, cy, stretch * width, width, rng.uniform(0, 3))
+        still = paint(still, signal["blood"] * rng.uniform(0.5, 0.9), vessel, where)
     still = paint(still, signal[rng.choice(["spleen", "stomach"])], spleen, chest)
     still = paint(still, 0.8 * signal["muscle"], ellipse(middle[0], middle[1] + 6, 44, 27), chest)
     canal = (middle[0], middle[1] + 22)
@@ -2272,9 +2273,9 @@ def simulate_cine(
 
     image = np.stack([draw(s, number / frames) for number, s in enumerate(contraction)])
     image *= 1 + 0.025 * field(1.2) + 0.02 * field(6)
-    v, u, c = mm[:, None] / 100, mm / 100, rng.normal(0, 0.8, 5)  # the receiver: sensitivity and phase
+    v, u, slope = mm[:, None] / 100, mm / 100, rng.normal(0, 0.8, 5)  # the receiver: sensitivity and phase
     image *= np.exp(0.15 * field(50) - rng.uniform(0.05, 0.3) * v + rng.normal(0, 0.08) * u)
-    phase = rng.uniform(-np.pi, np.pi) + c[0] * v + c[1] * u + c[2] * v**2 + c[3] * u**2 + c[4] * u * v
+    phase = rng.uniform(-np.pi, np.pi) + sum(k * term for k, term in zip(slope, (v, u, v**2, u**2, u * v)))
     full = torch.from_numpy((image * np.exp(1j * (phase + 0.4 * field(25)))).astype(np.complex64))
     kspace = center_crop(fft2c(full), (matrix, matrix)) / 2
     deviation = signal["blood"] * (1 / rng.uniform(40, 90) if noise is None else noise)
@@ -2282,7 +2283,7 @@ def simulate_cine(
     scan = ifft2c(kspace + deviation * torch.view_as_complex(real_imag))
     peak = float(scan.abs().max())
     middle_of_heart = np.unravel_index(np.hypot(x - heart[0], y - heart[1]).argmin(), x.shape)
-    info = {"seed": seed, "voxel_mm": round(voxel, 4), "ejection_fraction": float(ejected)}
+    info: dict[str, Any] = {"seed": seed, "voxel_mm": round(voxel, 4), "ejection_fraction": float(ejected)}
     info["heart"] = [int(place) // 2 for place in middle_of_heart]
     return scan / peak, info | {"noise_std": deviation / peak, "contraction": contraction.tolist()}
 
@@ -2643,8 +2644,9 @@ def view_sharing(kspace: Tensor, mask: Tensor) -> Tensor:
     """
     filled, known = kspace, mask
     for distance in range(1, kspace.shape[-3] // 2 + 1):
-        count = sum(mask.roll(d, -3).float() for d in (distance, -distance))
-        near = sum(kspace.roll(d, -3) * mask.roll(d, -3) for d in (distance, -distance)) / count.clamp(min=1)
+        before, after = ((kspace.roll(d, -3), mask.roll(d, -3)) for d in (distance, -distance))
+        count = before[1].float() + after[1]
+        near = (before[0] * before[1] + after[0] * after[1]) / count.clamp(min=1)
         filled = torch.where(known, filled, near)
         known = known | (count > 0)
     return ifft2c(filled)
@@ -3124,8 +3126,8 @@ class ResidualBlock(nn.Module):
                 body += [nn.PReLU(), nn.Dropout2d(dropout) if dropout and number == 0 else nn.Identity()]
         self.body = nn.Sequential(*body)
         if not norm:  # a block starts as the identity, so that many can follow one another
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            for weights in (last.weight, last.bias):
+                nn.init.zeros_(weights)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, features, H, W) -> the same shape."""
@@ -3340,12 +3342,10 @@ class DualUNet(nn.Module):
         light: bool = True,
     ) -> None:
         super().__init__()
+        settings: dict[str, Any] = {"dropout": dropout, "slope": 0.1, "attention": attention}
         self.parts = nn.ModuleList(
-            UNet(frames, frames, features, levels, dropout, 0.1, attention) for _ in range(in_channels)
+            _inner("unet", frames, frames, features=features, levels=levels, **settings) for _ in range(in_channels)
         )
-        for part in self.parts:
-            nn.init.zeros_(part.last.weight)
-            nn.init.zeros_(part.last.bias)
         if light:
             width = max(features // 2, 1)
             self.first = PeriodicConv3d(in_channels, width, (3, 7, 7), padding=(0, 3, 3))
@@ -3356,7 +3356,7 @@ class DualUNet(nn.Module):
     @property
     def last(self) -> nn.Module:
         """The last layer."""
-        return self.final if hasattr(self, "final") else self.parts[-1].last
+        return self.final if hasattr(self, "final") else self.parts.get_submodule("1.last")
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, 2, frames, H, W) -> the same shape."""
@@ -3390,7 +3390,7 @@ class PatchDiscriminator(nn.Module):
     def features(self, image: Tensor, given: Tensor) -> list[Tensor]:
         """What the layers make of an image on the way to the score, each (batch, channels, .., ..)."""
         x, found = torch.stack([given, image], 1), []
-        for layer in self.layers[:-1]:
+        for layer in list(self.layers)[:-1]:
             x = layer(x)
             if isinstance(layer, nn.LeakyReLU):
                 found.append(x)
@@ -3475,14 +3475,15 @@ def in_windows(method: Callable[..., Tensor], frames: int, *sequences: Tensor) -
     total = sequences[0].shape[1]
     place = torch.arange(frames, device=sequences[0].device)
     weight = 1 - (2 * place + 1 - frames).abs() / (frames + 1)
-    result, weights = None, sequences[0].new_zeros(total, dtype=weight.dtype)
+    sums: list[Tensor] = []
+    weights = sequences[0].new_zeros(total, dtype=weight.dtype)
     for first in range(0, total, max(frames // 2, 1)):
         chosen = (first + place) % total
         part = method(*(sequence[:, chosen] for sequence in sequences))
         part = part * weight.reshape(-1, *[1] * (part.ndim - 2))
-        result = part.new_zeros(part.shape[0], total, *part.shape[2:]) if result is None else result
-        result, weights = result.index_add(1, chosen, part), weights.index_add(0, chosen, weight)
-    return result / weights.reshape(-1, *[1] * (result.ndim - 2))
+        sums = sums or [part.new_zeros(part.shape[0], total, *part.shape[2:])]
+        sums[0], weights = sums[0].index_add(1, chosen, part), weights.index_add(0, chosen, weight)
+    return sums[0] / weights.reshape(-1, *[1] * (sums[0].ndim - 2))
 
 
 class Unrolled(nn.Module):
