@@ -2618,7 +2618,7 @@ def bicubic(kspace: Tensor, size: Sequence[int], factor: int) -> Tensor:
 
     coarse = center_crop(ifft2c(kspace), size).abs()[..., ::factor, ::factor].cpu().numpy()
     grid = transform.AffineTransform(scale=1 / factor)
-    fine = [transform.warp(image, grid, output_shape=tuple(size), order=3, mode="edge") for image in coarse]
+    fine = [transform.warp(image, grid, output_shape=tuple(size), order=3, mode="edge", clip=False) for image in coarse]
     return torch.from_numpy(np.stack(fine).astype(np.float32)).to(kspace.device)
 
 
@@ -3689,19 +3689,19 @@ class KSpaceSR(nn.Module):
     times the template, is the new k-space. Scale and smooth phase are taken out first and come back at the end, as in
     Unrolled; the measured samples are put back, and the loss is that of the image.
 
-    Args: see SRResNet; inner is one of INNER_NETWORKS.
+    Args: see Unrolled; upscale_factor is for an inner "srresnet", which is made for one factor.
     """
 
     BINS = 32  # of the template from the centre to the middle of an edge; it goes on to the corners
 
     def __init__(
         self,
-        inner: str = "srresnet",
+        inner: str = "unet",
         features: int = 0,
         levels: int = 0,
         stages: str = "",
         dropout: float = 0.0,
-        upscale_factor: int = 2,
+        upscale_factor: int = 0,
     ) -> None:
         super().__init__()
         settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout}
@@ -3749,7 +3749,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "unrolled": partial(Unrolled, inner="unet", cascades=4, features=16, levels=3),
     "srresnet": SRRESNET,
     "srgan": SRRESNET,  # the same, trained with an adversary; see the task super_resolution
-    "kspace_sr": partial(KSpaceSR, features=32, stages="6x2", upscale_factor=2),
+    "kspace_sr": partial(KSpaceSR, inner="unet", features=12, levels=3),
     "cine_unet": partial(Unrolled, inner="frame_unet", consistency="none", features=32, levels=3, frames=12),
     "cine_dual_unet": partial(
         Unrolled, inner="dual_unet", consistency="none", features=64, levels=4, dropout=0.3, frames=12
@@ -3777,7 +3777,7 @@ def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     inner = _defaults(choose(INNER_NETWORKS, settings.get("inner") or own["inner"], "inner network"))
     result = {}
     for key in MODEL_SETTINGS:
-        if key in own and (key in inner or key not in ("levels", "stages", "dropout", "upscale_factor")):
+        if key in own and (key in inner or key not in ("levels", "stages", "dropout")):
             result[key] = settings.get(key) or own[key] or inner.get(key, own[key])
         elif settings.get(key):
             raise BadInput(f"model {name!r} has no {key}: leave {key} out, or choose another model")
