@@ -49,13 +49,14 @@ parameter of papermill (`-p center_fraction 0.04`).
 """
 
 # %% tags=["parameters"]
-data: str = "data/demo"  # folder with train/ and val/ in fastMRI's layout; data/demo is simulated when missing
-task: str = "single_coil"  # what is reconstructed: single_coil
-model: str = "unet"  # unet, magnitude_unet, resnet, recon_resnet, kspace_unet or unrolled; see notebook 06
-mask: str = "random"  # kind of sampling mask; notebook 02 shows them all
-acceleration: float = 4.0  # samples asked for / samples taken, see notebook 02
-center_fraction: float = 0.08  # share of k-space that is fully sampled around its centre
+data: str = ""  # folder with train/ and val/ ("": the task's demo data, simulated when missing)
+task: str = "single_coil"  # what is reconstructed: single_coil, super_resolution or cine
+model: str = ""  # unet, magnitude_unet, resnet, recon_resnet, kspace_unet, unrolled ("": the task's own, unet)
+mask: str = ""  # kind of sampling mask, see notebook 02 ("": the task's own, random)
+acceleration: float = 0.0  # samples asked for / samples taken (0: the task's own, 4)
+center_fraction: float = 0.0  # share of k-space that is fully sampled around its centre (0: the task's own, 0.08)
 train_accelerations: str = ""  # several for training, "4 8", drawn slice by slice; the one above is scored
+upscale_factor: int = 0  # of super_resolution: 2 or 4 (0: the task's own, 2)
 augment: bool = False  # vary orientation, matrix size and noise of the training slices
 inner: str = ""  # network inside the model: unet, resnet or recon_resnet ("": the model's own)
 features: int = 0  # channels of its first convolution (0: the model's own)
@@ -64,15 +65,18 @@ stages: str = ""  # blocks x layers of a residual network, "8x2 4x3" ("": the mo
 cascades: int = 0  # how often network and data consistency follow one another (0: the model's own)
 shared: bool = False  # all cascades share their weights
 consistency: str = ""  # with the measured samples: hard, soft (learned) or none ("": the model's own)
-dropout: float = 0.0  # probability that a feature map is dropped in training
-epochs: int = 24  # passes over the training slices
-batch_size: int = 4  # slices per step
+dropout: float = 0.0  # probability that a feature map is dropped in training (0: the model's own, 0 for most)
+frames: int = 0  # of a sequence reconstructed together (0: the model's own, or all)
+epochs: int = 0  # passes over the training slices (0: the task's own, 24)
+batch_size: int = 0  # slices per step (0: the task's own, 4)
 lr: float = 0.0  # learning rate at its highest (0: the model's own, 0.002 for most)
 optimizer: str = "adam"  # adam, adamw or rmsprop
 schedule: str = "cosine"  # learning rate over the steps: constant, step or cosine (with 5 % warm-up)
-loss: str = "ssim"  # what training minimises on the magnitude images: l1, l2, ssim or l1_ssim
+loss: str = ""  # of the magnitude images: l1, l2, ssim or l1_ssim ("": the task's own, ssim)
 adversarial_weight: float = 0.0  # of a discriminator's opinion beside the loss; 0: none
 adversarial: str = "least_squares"  # its form: least_squares or wasserstein
+perceptual_weight: float = 0.0  # of the distance in features, VGG's or the discriminator's; 0: none
+tv_weight: float = 0.0  # of the total variation of the image; 0: none
 start_from: str = ""  # checkpoint whose weights training starts from (fine-tuning)
 train_slices: int = 0  # train on this many slices only, spread evenly (0: all)
 seed: int = 0  # of the weights, the order of the slices and the training masks
@@ -87,7 +91,7 @@ compile: bool = False  # let torch.compile make the convolutions faster, where i
 shards: int = 0  # groups of files, each for one process of torchrun (0: as many as processes)
 evaluate: str = ""  # a checkpoint: reconstruct the files of `data` with it instead of training
 resume: bool = False  # go on with the run in the folder `out`, or start it if there is none
-out: str = "runs/unet"  # folder for checkpoints, log, metrics, figures and reconstructions
+out: str = ""  # folder for checkpoints, log, metrics, figures and reconstructions ("": runs/MODEL)
 
 # %%
 parameters = mri.read_parameters(globals())
@@ -113,11 +117,7 @@ Why these choices?
 # %%
 def load_data(settings):
     """The training slices (new masks every epoch) and the validation slices (one mask per volume)."""
-    folder = mri.demo_data() if settings.data == "data/demo" else Path(settings.data)
-    train, val = mri.read_folder(folder / "train"), mri.read_folder(folder / "val")
-    mri.check_split(train, val)
-    if settings.cache:
-        train, val = mri.cache_volumes(train, settings.cache), mri.cache_volumes(val, settings.cache)
+    train, val = mri.read_data(settings)
     sampling = settings.mask, settings.acceleration, settings.center_fraction
     val_set = mri.SliceDataset(val, *sampling)
     several = mri.read_numbers(settings.train_accelerations, "train_accelerations")
@@ -133,7 +133,7 @@ One training slice: what was measured, what the network sees, what it should ret
 
 # %% tags=["active-ipynb"]
 """
-mri.show_sample(load_data(SimpleNamespace(**parameters))[0][0]);
+mri.show_sample(load_data(mri.fill_in(SimpleNamespace(**parameters)))[0][0]);
 """
 
 # %% [markdown]
@@ -154,13 +154,15 @@ def train_epoch(network, adversary, loader, optimizer, scheduler, settings):
     network.train()
     sums: Counter = Counter()
     for number, (batch, share) in enumerate(mri.training_batches(loader, settings.device), 1):
-        peak = batch.maximum[:, None, None]
+        peak = batch.peak
         image, target = mri.reconstruct(network, batch, settings.precision) / peak, batch.target / peak
         loss = mri.LOSSES[settings.loss](image, target)
         logged = {"train_loss": loss.detach().double()}
+        if settings.tv_weight:
+            loss = loss + settings.tv_weight * mri.roughness(image)
         if adversary:
-            given = mri.reconstruct(mri.zero_filled, batch) / peak
-            loss = loss + settings.adversarial_weight * adversary.doubt(image, given)
+            given = mri.reconstruct(mri.TASKS[settings.task].start[1], batch) / peak
+            loss = loss + adversary.doubt(image, target, given)
         (share * loss).backward()
         if number % settings.accumulate == 0:
             optimizer.step()
@@ -212,7 +214,7 @@ def prepare(settings, train_set):
     network = mri.build_model(vars(settings))
     if settings.start_from:
         mri.copy_weights(settings.start_from, network)
-    network = mri.place(network, settings)
+    network = mri.place(network, settings, train_set)
     fused = {"fused": True} if settings.device == "cuda" and settings.optimizer != "rmsprop" else {}
     optimizer = OPTIMIZERS[settings.optimizer](network.parameters(), lr=settings.lr, **fused)
     sharing = settings.workers, settings.shards, settings.accumulate
@@ -253,16 +255,16 @@ its weight tuned on training slices only.
 
 # %%
 def score_all(settings, network, train_set, val_set):
-    """Score zero filling, TV and the network on the validation volumes; also their images."""
+    """Score the task's baselines and the network on the validation volumes; also their images."""
     sampling = settings.mask, settings.acceleration, settings.center_fraction
     tuning_set = mri.SliceDataset(train_set.volumes, *sampling, seed=settings.seed)
-    weight = mri.tune("tv", tuning_set, device=settings.device)
-    print(f"total variation: weight {weight}, tuned on training slices")
-    methods = {"zero_filled": mri.zero_filled, "tv": mri.tv_method(weight), settings.model: network.eval()}
+    task = mri.TASKS[settings.task]
+    baselines, tuned = task.baselines(tuning_set, settings)
+    print("tuned on training slices:", ", ".join(f"{name} {value:g}" for name, value in tuned.items()) or "nothing")
+    methods = dict([task.start]) | baselines | {settings.model: network.eval()}
     scores = {name: score(method, val_set, settings) for name, method in methods.items()}
     metrics = mri.summarize_run(scores, val_set, settings, train_set)
-    metrics["tv_weight"] = weight
-    return metrics, {name: images for name, (_, images, _) in scores.items()}
+    return metrics | tuned, {name: images for name, (_, images, _) in scores.items()}
 
 
 # %% [markdown]
@@ -287,11 +289,12 @@ def reconstruct_folder(settings):
         image, _, _ = mri.reconstruct_volume(network, test_files, index, settings)
         mri.write_reconstruction(settings.out, test_files.volumes[index], image)
     if others.volumes:
-        scores = {"zero_filled": score(mri.zero_filled, others, settings)}
-        scores[settings.model] = score(network, others, settings)
+        methods = dict([mri.TASKS[settings.task].start]) | {settings.model: network}
+        scores = {name: score(method, others, settings) for name, method in methods.items()}
         metrics = mri.summarize_run(scores, others, settings)
         images = {name: stacks for name, (_, stacks, _) in scores.items()}
         mri.save_run(settings.out, metrics, images, others, network.history)
+        mri.TASKS[settings.task].export(Path(settings.out), network, others)
         print(mri.metrics_table(metrics))
     seconds, slices = time.perf_counter() - start, len(test_files) + len(others)
     print(f"{settings.out}: {slices} slices, {slices / seconds:.1f} per second, from file to file")
@@ -309,10 +312,8 @@ the loop.
 
 # %%
 def check(settings):
-    """Refuse parameters that cannot work, before anything is read or written."""
-    mri.choose({"single_coil": None}, settings.task, "task")
-    vars(settings).update(mri.model_settings(vars(settings)))
-    settings.lr = settings.lr or mri.LEARNING_RATES.get(settings.model, mri.DEFAULT_RATE)
+    """Fill in what was left open, and refuse what cannot work, before anything is read or written."""
+    mri.fill_in(settings)
     mri.choose(OPTIMIZERS, settings.optimizer, "optimizer")
     mri.choose(SCHEDULES, settings.schedule, "schedule")
     mri.choose(mri.LOSSES, settings.loss, "loss")
@@ -320,6 +321,7 @@ def check(settings):
     mri.choose({"float32": None, "tf32": None, "bfloat16": None}, settings.precision, "precision")
     mri.check_numbers(settings)
     settings.device = mri.choose_device(settings.device)
+    return settings
 
 
 # %%
@@ -332,6 +334,7 @@ def train_and_score(settings):
     metrics |= {"train_seconds": state.seconds, "parameters_count": mri.count_parameters(network)}
     metrics["warnings"] += mri.training_warnings(state.history)
     mri.save_run(settings.out, metrics, images, val_set, state.history)
+    mri.TASKS[settings.task].export(Path(settings.out), network, val_set)
     print(mri.metrics_table(metrics), f"All of it, with figures: {settings.out}", sep="\n")
     return metrics
 
@@ -341,8 +344,7 @@ def run(**changes):
     """Do what the parameters above ask for, some of them changed; returns metrics.json."""
     for name in changes:
         mri.choose(parameters, name, "parameter")
-    settings = SimpleNamespace(**{**parameters, **changes})
-    check(settings)
+    settings = check(SimpleNamespace(**{**parameters, **changes}))
     mri.join_processes(settings.device)
     metrics = reconstruct_folder(settings) if settings.evaluate else train_and_score(settings)
     mri.leave_processes()
@@ -361,7 +363,7 @@ volume, then the mean over volumes with a 95 % bootstrap interval.
 
 # %% tags=["active-ipynb"]
 """
-mri.show_file(Path(parameters["out"], "figures", "curves.png"))
+mri.show_file(Path(metrics["parameters"]["out"], "figures", "curves.png"))
 """
 
 # %% [markdown]
@@ -371,17 +373,17 @@ The volume on which the network did worst, then the one in the middle, the best 
 
 # %% tags=["active-ipynb"]
 """
-mri.show_file(Path(parameters["out"], "figures", "worst.png"))
+mri.show_file(Path(metrics["parameters"]["out"], "figures", "worst.png"))
 """
 
 # %% tags=["active-ipynb"]
 """
-mri.show_file(Path(parameters["out"], "figures", "median.png"))
+mri.show_file(Path(metrics["parameters"]["out"], "figures", "median.png"))
 """
 
 # %% tags=["active-ipynb"]
 """
-mri.show_file(Path(parameters["out"], "figures", "best.png"))
+mri.show_file(Path(metrics["parameters"]["out"], "figures", "best.png"))
 """
 
 # %% [markdown]
