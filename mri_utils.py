@@ -2662,7 +2662,7 @@ def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     for key in MODEL_SETTINGS:
         if key in own and (key in inner or key not in ("levels", "stages")):
             result[key] = settings.get(key) or own[key] or inner.get(key, own[key])
-        elif settings.get(key):
+        elif settings.get(key) and key != "upscale_factor":  # that is the task's too
             raise BadInput(f"model {name!r} has no {key}: leave {key} out, or choose another model")
     return result
 
@@ -3781,7 +3781,7 @@ TASKS: dict[str, Task] = {
             "loss": "l1_ssim",
         },
         demo=demo_sr,
-        models=("kspace_sr", "srresnet", "srgan"),
+        models=("kspace_sr", "srresnet", "srgan", "unet", "kspace_unet"),
         start=("sinc", zero_filled),
         baselines=lambda train_set, settings: (
             {"bicubic": lambda kspace, mask, size: bicubic(kspace, size, settings.upscale_factor)},
@@ -3810,6 +3810,8 @@ def fill_in(settings: Any) -> Any:
         values.update({name: values[name] or trained.get(name, own[name]) for name in own if name != "data"})
     task = choose(TASKS, settings.task, "task")
     values.update({name: values[name] or own for name, own in task.settings.items()})
+    if settings.upscale_factor and "upscale_factor" not in task.settings:
+        raise BadInput(f"task {settings.task!r} has no upscale_factor: leave it out, or choose task super_resolution")
     choose(MODELS, settings.model, "model")
     if settings.model not in task.models:
         raise BadInput(f"model {settings.model!r} is not for task {settings.task!r}: use {', '.join(task.models)}")
