@@ -42,12 +42,14 @@ import platform
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
 import warnings
 import xml.etree.ElementTree as ElementTree
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -152,10 +154,14 @@ def crop_readout(kspace: Tensor, height: int) -> Tensor:
     Returns:
         (..., height, W) complex; ifft2c of it is ifft2c(kspace) cropped along H.
     """
-    if kspace.shape[-2] == height:
+    full, width = kspace.shape[-2:]
+    if full == height:
         return kspace
-    hybrid = _centred(torch.fft.ifftn, kspace, (-2,))
-    return _centred(torch.fft.fftn, center_crop(hybrid, (height, kspace.shape[-1])), (-2,))
+    # As in _centred, but only the rows that stay are moved.
+    rows = torch.fft.fftshift(torch.arange(full, device=kspace.device))[:, None].expand(full, width)
+    rows = torch.fft.ifftshift(center_crop(rows, (height, width))[:, 0])
+    hybrid = torch.fft.ifft(torch.fft.ifftshift(kspace, dim=-2), dim=-2, norm="ortho")
+    return torch.fft.fftshift(torch.fft.fft(hybrid.index_select(-2, rows), dim=-2, norm="ortho"), dim=-2)
 
 
 def nufft(image: Tensor, trajectory: Tensor) -> Tensor:
@@ -222,6 +228,7 @@ def _nufft(values: Tensor, trajectory: Tensor, size: Sequence[int], adjoint: boo
 #   Vasanawala et al., Practical parallel imaging compressed sensing MRI, IEEE ISBI 2011
 #   Zbontar et al., fastMRI, arXiv:1811.08839, 2018
 #   Defazio, Offset sampling, arXiv:1912.01101, 2019
+#   Jung et al., k-t FOCUSS, Magn Reson Med 61, 2009
 
 Shape = tuple[int, ...]
 Rng = np.random.RandomState  # numpy's older generator: its stream is the one fastMRI's published masks come from
@@ -284,14 +291,14 @@ def sampling_mask(
     center_fraction: float,
     seed: int | str | tuple[int, ...] | None = None,
 ) -> Tensor:
-    """Draw a sampling mask of any kind in the table MASKS.
+    """Draw a sampling mask of any kind in the tables MASKS and SEQUENCE_MASKS.
 
     The kinds that exist in fastMRI return the same lines as fastMRI for the same seed.
     A file name as seed gives that file the same mask in every run, which is how fastMRI
     fixes its validation masks; None gives a new mask at every call, as in training.
 
     Args:
-        kind: a key of MASKS.
+        kind: a key of MASKS, or of SEQUENCE_MASKS for a sequence (..., frames, H, W).
         shape: shape of the k-space, (..., H, W); 1-D kinds read only W.
         acceleration: R, at least 1. All samples / kept samples, centre included, except for
             equispaced, magic and grappa: there it is the step of the grid, a whole number,
@@ -302,7 +309,8 @@ def sampling_mask(
         seed: None, a whole number, a file name (without its folder) or a tuple of whole numbers.
 
     Returns:
-        torch.bool, shape (W,) for a 1-D kind, (H, W) for a 2-D kind: broadcasts to `shape`.
+        torch.bool, shape (W,) for a 1-D kind, (H, W) for a 2-D kind, (frames, 1, W) for a
+        kind of SEQUENCE_MASKS: broadcasts to `shape`.
 
     Raises:
         BadInput: unknown kind, a number outside its range, or numbers that contradict
@@ -310,13 +318,13 @@ def sampling_mask(
 
     Source: Zbontar 2018 for the seeds and the 1-D kinds; otherwise the docstring of the kind.
     """
-    draw = choose(MASKS, kind, "mask kind")
+    draw = choose(MASKS | SEQUENCE_MASKS, kind, "mask kind")
     shape = tuple(int(n) for n in shape)
-    axes = 2 if kind in _KINDS_2D else 1
+    axes = 3 if kind in SEQUENCE_MASKS else 2 if kind in _KINDS_2D else 1
     if len(shape) < axes or min(shape) < 1:
         raise BadInput(
             f"shape {shape} does not fit the {axes}-D kind {kind!r}: "
-            f"give {'(..., H, W)' if axes == 2 else '(..., W)'}, every size at least 1"
+            f"give (..., {', '.join(('frames', 'H', 'W')[-axes:])}), every size at least 1"
         )
     _check_numbers(acceleration, center_fraction)
     try:
@@ -584,6 +592,38 @@ def _low_pass(shape: Shape, acceleration: float, center_fraction: float, rng: Rn
     return _center(shape, max(1 / acceleration, 1 / min(shape) ** 2))  # one sample at least
 
 
+# --- ky-t kinds: other lines in every frame of a sequence -------------------
+
+
+def _kt(shape: Shape, acceleration: float, center_fraction: float, rng: Rng) -> np.ndarray:
+    """int(W / R) lines, new in every frame, centre included, density (1 - distance)^2 outside it (Jung 2009)."""
+    return _new_lines(shape, acceleration, center_fraction, rng, (1 - _distance(shape[-1:])) ** 2)
+
+
+def _kt_gaussian(shape: Shape, acceleration: float, center_fraction: float, rng: Rng) -> np.ndarray:
+    """int(W / R) lines, new in every frame, centre included, Gaussian density plus 1 / 2R outside it (Jung 2009)."""
+    frequency = np.arange(shape[-1]) - shape[-1] / 2
+    density = np.exp(-0.5 * (frequency / (shape[-1] / 10)) ** 2) + 1 / (2 * acceleration)
+    return _new_lines(shape, acceleration, center_fraction, rng, density)
+
+
+def _new_lines(shape: Shape, acceleration: float, center_fraction: float, rng: Rng, density: np.ndarray) -> np.ndarray:
+    """Lines by density around the centre: (frames, H, W) -> bool (frames, 1, W), no two frames alike."""
+    frames, _, n = shape
+    center, lines = _center((n,), center_fraction, acceleration), int(n / acceleration)
+    free, extra = n - int(center.sum()), lines - int(center.sum())
+    if extra < 0 or (frames > 1 and math.comb(free, extra) < 2 * frames):  # twice: the last new ones take many draws
+        raise BadInput(
+            f"acceleration {acceleration:g} leaves {lines} of {n} lines a frame, {n - free} are the centre: too few "
+            f"for {frames} different frames, lower center_fraction or acceleration"
+        )
+    drawn: dict[bytes, np.ndarray] = {}
+    while len(drawn) < frames:
+        mask = _draw(np.where(center, np.inf, density), lines, rng)
+        drawn[mask.tobytes()] = mask  # lines that a frame has already are drawn again
+    return np.stack(list(drawn.values()))[:, None]
+
+
 MASKS: dict[str, Callable] = {
     "random": _random,
     "equispaced": _equispaced,
@@ -598,6 +638,7 @@ MASKS: dict[str, Callable] = {
     "spiral": _spiral,
     "low_pass": _low_pass,
 }
+SEQUENCE_MASKS: dict[str, Callable] = {"kt": _kt, "kt_gaussian": _kt_gaussian}
 _KINDS_OWN_CENTER = ("radial", "spiral", "low_pass")  # a dense centre by geometry: they ignore center_fraction
 _KINDS_2D = ("gaussian_2d", "poisson_disc", *_KINDS_OWN_CENTER)
 _KINDS_WHOLE_STEP = ("equispaced", "magic", "magic_fraction", "grappa")  # a grid of every n-th line, n whole
@@ -731,7 +772,8 @@ class Volume:
         """
         if self.target_key:
             target = torch.from_numpy(self._read(self.target_key, index, np.float32))
-            if not torch.isfinite(target).all():
+            low, high = target.aminmax()
+            if not (torch.isfinite(low) and torch.isfinite(high)):
                 raise BadInput(
                     f"{self.path}: slice {index} of {self.target_key} holds NaN or infinite values: "
                     "repair or remove the file"
@@ -757,12 +799,27 @@ class Volume:
         The header's limits, less empty columns at the edge of `kspace` ([coils,] H, W). Columns
         outside are zero in the file and in the reference; no mask counts them as sampled.
         """
-        width = self.shape[-1]
-        column = torch.arange(width)
-        energy = torch.view_as_real(kspace).abs().reshape(-1, width, 2).amax((0, 2))  # ten times faster than |complex|
-        filled = torch.nonzero(energy > EMPTY_COLUMN * energy.max()).flatten()
-        first, end = max(self.columns[0], int(filled[0])), min(self.columns[1], int(filled[-1]) + 1)
+        samples, (first, end) = torch.view_as_real(kspace), self.columns
+        low, high = samples.aminmax()
+        least = EMPTY_COLUMN * max(-low, high)
+        while first < end and samples[..., first, :].abs().max() <= least:
+            first += 1
+        while first < end and samples[..., end - 1, :].abs().max() <= least:
+            end -= 1
+        column = torch.arange(self.shape[-1])
         return (column >= first) & (column < end)
+
+    def noise(self) -> Tensor | None:
+        """The noise scan of a multi-coil file: complex64 (coils, samples), recorded without a signal; None without one.
+
+        Raises:
+            BadInput: it does not fit the coils, or is unreadable.
+        """
+        with _reading(self.path, "noise"), h5py.File(self.path, "r") as file:
+            data = _dataset(file, self.path, "noise", "c", "complex")
+            if data is not None and (data.ndim != 2 or data.shape[:1] != self.shape[1:-2]):
+                raise BadInput(f"{self.path}: noise has shape {data.shape} beside kspace {self.shape}: repair it")
+            return None if data is None else torch.from_numpy(data[()].astype(np.complex64))
 
     def fingerprints(self) -> list[str]:
         """A hash of each slice's central readout line: equal for copies under whatever name; "" for an empty one.
@@ -777,10 +834,33 @@ class Volume:
         if isinstance(index, int) and not 0 <= index < len(self):
             raise BadInput(f"{self.path}: no slice {index}: choose one from 0 to {len(self) - 1}")
         place = f"slice {index} of {key}" if isinstance(index, int) else key
-        with _reading(self.path, place), h5py.File(self.path, "r") as file:
-            with np.errstate(over="ignore"):  # what is too large for the type becomes infinite, and is told
-                slice_: np.ndarray = file[key][index].astype(kind, copy=False)
-            return slice_
+        # What is too large for the type becomes infinite, and is told.
+        with _reading(self.path, place), np.errstate(over="ignore"):
+            state = self.path.stat()
+            plain = _plain_layout(self.path, key, state.st_size, state.st_mtime_ns, state.st_ino)
+            if plain and isinstance(index, int):
+                start, stored, shape = plain
+                count = math.prod(shape)
+                slice_ = np.fromfile(self.path, stored, count, offset=start + index * count * stored.itemsize)
+                return slice_.reshape(shape).astype(kind, copy=False)
+            with h5py.File(self.path, "r") as file:
+                return file[key][index].astype(kind, copy=False)
+
+
+@functools.lru_cache(4096)
+def _plain_layout(path: Path, key: str, *state: int) -> tuple[int, np.dtype, tuple[int, ...]] | None:
+    """Where the slices of a data set begin in the file, their type and shape; None if they lie in chunks.
+
+    Reading them from there takes a fifth of the time that HDF5 takes, and no file stays open.
+
+    Args:
+        path, key: the file and its data set.  state: of the file, which is looked into again when it changes.
+    """
+    with h5py.File(path, "r") as file:
+        data = file[key]
+        start, stored = data.id.get_offset(), data.dtype
+        plain = start is not None and stored.kind in "cfiu" and data.id.get_type().get_size() == stored.itemsize
+        return (start, stored, data.shape[1:]) if plain else None
 
 
 @contextlib.contextmanager
@@ -977,6 +1057,7 @@ def write_volume(
     acquisition: str,
     patient_id: str,
     mask: Tensor | None = None,
+    noise: Tensor | None = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write k-space as a fastMRI file that read_volume and fastMRI's own readers open.
@@ -988,6 +1069,7 @@ def write_volume(
             root-sum-of-squares) of the centre crop of the inverse transform.
         acquisition, patient_id: fastMRI's attributes of that name.
         mask: bool (W,); given, a test file is written: masked k-space, the mask, no reference.
+        noise: (coils, samples) complex, a noise scan that goes with multi-coil files; see Volume.noise.
         attributes: further attributes (numbers, strings).
     """
     kspace = torch.as_tensor(kspace).to(torch.complex64)
@@ -1013,6 +1095,8 @@ def write_volume(
             else:
                 file["kspace"] = (kspace * mask + 0.0).numpy()
                 file["mask"] = mask.numpy()
+            if noise is not None:
+                file["noise"] = noise.numpy()
             file.attrs["acquisition"] = acquisition
             file.attrs["patient_id"] = patient_id
             file.attrs["max"] = float(target.max())
@@ -1203,13 +1287,13 @@ class ImageVolume(Volume):
     Attributes:
         files: the image of each slice.
         phase: simulate a smooth phase; without it k-space is Hermitian.
-        noise: standard deviation, in the real part, of simulated noise, as a fraction of the slice's maximum.
+        noise_level: standard deviation, in the real part, of simulated noise, as a fraction of the slice's maximum.
         note: what was done to the images, and why; "" if nothing.
     """
 
     files: tuple[Path, ...]
     phase: bool = True
-    noise: float = 0.0
+    noise_level: float = 0.0
     note: str = ""
 
     def image(self, index: int) -> Tensor:
@@ -1232,9 +1316,9 @@ class ImageVolume(Volume):
             terms = torch.stack(torch.broadcast_tensors(torch.ones(()), y[:, None], x, y[:, None] ** 2, x**2))
             weights = torch.from_numpy(random.normal(0, 1.2, 5).astype(np.float32))
             image = torch.polar(image.real, torch.tensordot(weights, terms, 1))  # a negative value gets another pi
-        if self.noise:
+        if self.noise_level:
             drawn = torch.from_numpy(random.standard_normal((*image.shape, 2)).astype(np.float32))
-            image = image + self.noise * image.abs().max() * torch.view_as_complex(drawn)
+            image = image + self.noise_level * image.abs().max() * torch.view_as_complex(drawn)
         return fft2c(image)
 
     def fingerprints(self) -> list[str]:
@@ -1447,7 +1531,7 @@ def read_images(folder: str | Path, phase: bool = True, noise: float = 0.0) -> l
             attributes={"window": known["window"]} if "window" in known else {},
             files=tuple(inside),
             phase=phase,
-            noise=noise,
+            noise_level=noise,
         )
         stored = volume.image(len(inside) // 2)
         for path in inside:
@@ -1480,6 +1564,126 @@ def read_images(folder: str | Path, phase: bool = True, noise: float = 0.0) -> l
         size = {"shape": (len(inside), h, w), "target_size": (h, w), "columns": (0, w), "note": note}
         volumes.append(dataclasses.replace(volume, **size))
     return volumes
+
+
+@dataclass(frozen=True)
+class CineVolume(Volume):
+    """One sequence of a cine.npz file, whose k-space is computed from its images; shape (1, frames, H, W).
+
+    Attributes:
+        path: a name of its own for each sequence, beside the file; there is no such file.
+        store: the file.
+        number: of the sequence in the file.
+    """
+
+    store: Path
+    number: int
+
+    def kspace(self, index: int) -> Tensor:
+        """k-space of the sequence (its only "slice" is 0): complex64 (frames, H, W)."""
+        return fft2c(self._images(index))
+
+    def target(self, index: int) -> Tensor:
+        """The magnitude of the fully sampled sequence: float32 (frames, H, W)."""
+        return self._images(index).abs()
+
+    def fingerprints(self) -> list[str]:
+        """A hash of the middle row of all frames, see Volume.fingerprints."""
+        rows = self._images(0)[:, self.shape[-2] // 2].contiguous() + 0
+        return [hashlib.sha1(rows.numpy().tobytes()).hexdigest()]
+
+    def _images(self, index: int) -> Tensor:
+        if index != 0:
+            raise BadInput(f"{self.path}: no slice {index}: a sequence is one, number 0")
+        with _reading(self.store, f"sequence {self.number}"), np.errstate(over="ignore"):
+            images = torch.from_numpy(_cine_samples(self.store)[self.number].astype(np.complex64))
+        if not torch.isfinite(images.abs()).all():
+            raise BadInput(f"{self.store}: sequence {self.number} holds NaN or infinite values: repair or remove it")
+        if not images.any():
+            raise BadInput(f"{self.store}: sequence {self.number} is all zero: remove it")
+        return images
+
+
+LARGEST_UNPACKED = 2**32  # bytes of a compressed cine.npz, which is unpacked in memory; others are read piece by piece
+
+
+@functools.lru_cache(maxsize=4)
+def _cine_samples(path: Path) -> np.ndarray:
+    """The array `dataset` of an .npz file, (samples, frames, rows, columns): mapped from the disk if it can be.
+
+    Nothing is allocated before the header's declared shape was held against the size of what is there.
+    """
+    try:
+        with zipfile.ZipFile(path) as zipped:
+            names = zipped.namelist()
+            if "dataset.npy" not in names:
+                keys = ", ".join(name.removesuffix(".npy") for name in names[:9])
+                raise BadInput(f"{path}: no key 'dataset' (found: {keys or 'nothing'}): save the sequences under it")
+            info = zipped.getinfo("dataset.npy")
+            with zipped.open(info) as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, fortran, dtype = read(member)
+                start = member.tell()
+        if dtype.kind not in "fciu":
+            raise BadInput(f"{path}: dataset is {dtype}, not numbers: objects are never unpickled, save an array")
+        if len(shape) != 4 or 0 in shape:
+            raise BadInput(f"{path}: dataset has shape {shape}: expected (samples, frames, rows, columns)")
+        size = math.prod(shape) * dtype.itemsize
+        if size + start != info.file_size:
+            raise ValueError(f"the header declares {shape}, which is not what follows")
+        if math.prod(shape[1:]) > LARGEST_SLICE:
+            raise BadInput(f"{path}: sequences of {shape[1:]}: more than {LARGEST_SLICE} samples each are not read")
+        if info.compress_type == zipfile.ZIP_STORED:
+            with open(path, "rb") as file:
+                file.seek(info.header_offset + 26)
+                lengths = np.frombuffer(file.read(4), "<u2")  # of the file's name and of the extra field
+            offset = info.header_offset + 30 + int(lengths.sum()) + start
+            return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+        if size > LARGEST_UNPACKED:
+            raise BadInput(f"{path}: {size / 2**30:.1f} GiB compressed: save it with numpy.savez, uncompressed")
+        with np.load(path, allow_pickle=False) as file:
+            return file["dataset"]
+    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error) as error:
+        raise OSError(f"not an .npz file, or a truncated one: {error}") from error
+
+
+def read_cine(path: str | Path) -> list[Volume]:
+    """The sequences of a cine.npz file, each a volume and a subject of its own.
+
+    Args:
+        path: the file or its folder. Key `dataset`: (samples, frames, rows, columns), real or complex images of one
+            heartbeat (or more), any units. Complex ones give the k-space of a scan; from real ones it is simulated,
+            which train.py says, and scores come out too good (looks_magnitude_only). Columns are the phase encodes.
+    Raises:
+        BadInput: no file, no such key, wrong axes, objects, a header that does not fit what follows.
+    """
+    path = Path(path)
+    file = path / "cine.npz" if path.is_dir() else path
+    if not os.path.isfile(file):
+        raise BadInput(f"{file}: no such file: data/README.md tells what a cine.npz holds")
+    with _reading(file, "the file"):
+        _cine_samples.cache_clear()  # the file may have been written anew
+        samples = _cine_samples(file)
+        with zipfile.ZipFile(file) as zipped:
+            simulated = "simulated.npy" in zipped.namelist()
+    names = [f"{file.parent.name}_{number:03d}" for number in range(len(samples))]
+    return [
+        CineVolume(
+            path=file.with_name(name + ".h5"),  # what its reconstruction is called
+            shape=(1, *samples.shape[1:]),
+            target_size=samples.shape[2:],
+            acquisition="CINE" if samples.dtype.kind == "c" else "CINE, k-space simulated from magnitudes",
+            patient_id=name,
+            columns=(0, samples.shape[-1]),
+            mask=None,
+            target_key=None,
+            attributes={"simulated": True} if simulated else {},
+            store=file,
+            number=number,
+        )
+        for number, name in enumerate(names)
+    ]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1695,6 +1899,52 @@ def _tissue_fractions(
     return parts
 
 
+def coil_sensitivities(
+    coils: int, z: np.ndarray, rows: np.ndarray, columns: np.ndarray, rng: np.random.Generator | None = None
+) -> Tensor:
+    """What an array of receive loops around the head sees: Bx - i By of a unit current in each loop.
+
+    By reciprocity a coil receives from where its own field would reach (Hoult and Richards 1976, J. Magn.
+    Reson. 24); the field is Biot and Savart's. The loops look inwards from an ellipse about the head, every
+    second one lower; the more there are, the smaller they are.
+
+    Args:
+        coils: number of loops.
+        z, rows, columns: coordinates in mm, as in simulate_head.
+        rng: moves and turns the loops a little; None leaves them in their places.
+    Returns:
+        complex64 (slices, coils, rows, columns); the root-sum-of-squares is 1 on average in the head.
+    """
+    # The field is smooth: every eighth point is computed, the others lie on a cubic surface between them.
+    y, x = (np.linspace(-axis[0], -axis[-1], max(len(axis) // 8, 16)) for axis in (rows, -columns))
+    points = np.stack(np.broadcast_arrays(x, y[:, None], z[:, None, None]), -1)  # (slices, rows, columns, 3)
+    turn = np.linspace(0, 2 * np.pi, 33)
+    fields = []
+    for i in range(coils):
+        wobble = rng.uniform(-1, 1, 3) if rng else np.zeros(3)
+        angle = 2 * np.pi * (i + 0.5 + 0.15 * wobble[0]) / coils
+        out, along = (np.array([np.cos(a), np.sin(a), 0]) for a in (angle, angle + np.pi / 2))
+        up = np.array([0, 0, 1])
+        centre = out * [112, 128, 0] + up * (32 + 12 * (-1) ** i + 8 * wobble[1]) + 4 * wobble[2] * out
+        radius = np.clip(450 / coils, 30, 65)
+        wire = centre + radius * (np.cos(turn)[:, None] * along + np.sin(turn)[:, None] * up)
+        field = np.zeros_like(points)
+        for start, end in itertools.pairwise(wire):
+            away = points - (start + end) / 2
+            # 12 mm: a wire of finite thickness, so that the air beside it does not outshine the head
+            field += np.cross(end - start, away) / ((away**2).sum(-1, keepdims=True) + 12**2) ** 1.5
+        fields.append(field[..., :2])
+    coarse = torch.from_numpy(np.stack(fields, 1)).movedim(-1, 1).flatten(1, 2).float()  # (slices, 2 * coils, ..)
+    size = (len(rows), len(columns))
+    fine = nn.functional.interpolate(coarse, size=size, mode="bicubic", align_corners=True).unflatten(1, (2, coils))
+    return torch.complex(fine[:, 0], -fine[:, 1]) / fine.square().sum((1, 2)).sqrt()[:, _inside(rows, columns)].mean()
+
+
+def _inside(rows: np.ndarray, columns: np.ndarray) -> Tensor:
+    """Points, by their coordinates in mm, that lie inside every head: bool (rows, columns)."""
+    return torch.from_numpy((columns / 75) ** 2 + (rows[:, None] / 95) ** 2 < 1)
+
+
 def simulate_head(
     seed: int,
     sequence: str = "T2w",
@@ -1703,13 +1953,14 @@ def simulate_head(
     width: int | None = None,
     noise: float | None = None,
     lesions: int | None = None,
+    coils: int = 0,
 ) -> tuple[Tensor, dict]:
-    """Scan a simulated head: single-coil k-space of axial slices, and the truth about it.
+    """Scan a simulated head: k-space of axial slices, and the truth about it.
 
     The object is drawn on a grid with half the voxel and its k-space is then cropped to what the scan
     covers, so that Gibbs ringing and partial volume are those of a real scan, and no reconstruction can
     profit from sharing the simulation's grid. The readout (rows) is oversampled twofold, as scanners do.
-    Simplified: one coil, thin slices, no motion, no eddy currents, no chemical shift between fat and water.
+    Simplified: thin slices, no motion, no eddy currents, no chemical shift between fat and water.
 
     Args:
         seed: everything random follows from it: the head, the scan and the noise.
@@ -1721,12 +1972,14 @@ def simulate_head(
         noise: standard deviation of the noise in the real part of the image, as a fraction of the mean
             white-matter signal; 0 for none, None draws 1/60 .. 1/25.
         lesions: number of white-matter lesions; None draws: none in half of the heads, else 2..8.
+        coils: loops of a receive array (see coil_sensitivities), whose noise is correlated; 0 is one ideal coil.
 
     Returns:
-        k-space, complex64 (slices, 2 * matrix, width), centred (DC at [matrix, width // 2]); and a dict
+        k-space, complex64 (slices, [coils,] 2 * matrix, width), centred (DC at [matrix, width // 2]); and a dict
         of what was simulated: sequence, seed, field_of_view_mm and voxel_mm, slice_positions_mm,
         noise_std (absolute, real part), snr, lesions (list of slice, row, column, radius_mm; rows and
-        columns count in the target image), signals (tissue -> signal before the receiver's gain).
+        columns count in the target image), signals (tissue -> signal before the receiver's gain). With coils also
+        noise_scan, complex64 (coils, 4096): what the array receives without a signal.
 
     Raises:
         BadInput: an unknown sequence, an odd matrix or width, a width below matrix.
@@ -1737,7 +1990,7 @@ def simulate_head(
     if matrix % 2 or width % 2 or width < matrix:
         raise BadInput(f"matrix and width must be even and width >= matrix, got {matrix} and {width}")
     # One random stream per purpose: asking for lesions changes neither the anatomy nor the noise.
-    purposes = ["scan", "anatomy", "vessels", "lesions", "tissue", "texture", "receiver", "noise"]
+    purposes = ["scan", "anatomy", "vessels", "lesions", "tissue", "texture", "receiver", "noise", "coils"]
     stream = lambda name: np.random.default_rng([seed, purposes.index(name)])  # noqa: E731
 
     rng = stream("scan")
@@ -1783,17 +2036,34 @@ def simulate_head(
     phase = rng.uniform(-np.pi, np.pi) + a[0] * y + a[1] * x + a[2] * y * y + a[3] * x * x + a[4] * x * y
     phase = phase + 0.6 * _smooth_field(rng, 25, z, rows, columns)
     gain = np.exp(rng.uniform(-0.5, 0.5) + 0.15 * _smooth_field(rng, 50, z, rows, columns))
-    full = np.zeros((len(z), 4 * matrix, 2 * width), np.complex64)
-    full[:, matrix : 3 * matrix] = gain * image * np.exp(1j * phase)
+    seen = torch.from_numpy((gain * image * np.exp(1j * phase)).astype(np.complex64))
+    if coils:
+        array = coil_sensitivities(coils, z, rows, columns, stream("coils"))
+        seen = seen[:, None] * array
 
     # Scan: k-space of the fine object, cropped; the factor keeps the image's values under the orthonormal FFT.
-    kspace = fft2c(torch.from_numpy(full))[:, matrix : 3 * matrix, width // 2 : width // 2 * 3] / 2
+    full = nn.functional.pad(seen, (0, 0, matrix, matrix))
+    kspace = fft2c(full)[..., matrix : 3 * matrix, width // 2 : width // 2 * 3] / 2
     rng = stream("noise")
     relative = 1 / rng.uniform(25, 60) if noise is None else noise
     noise_std = float(relative * signals["white"] * gain[white].mean())
     real_imag = torch.from_numpy(rng.standard_normal((*kspace.shape, 2), np.float32))
-    kspace = kspace + noise_std * torch.view_as_complex(real_imag)
-    info = {
+    white_noise = noise_std * torch.view_as_complex(real_imag)
+    scan = {}
+    if coils:
+        # The head is the source of most noise. Loops that see the same part of it receive the same noise; each
+        # preamplifier adds its own.
+        inside = array[..., _inside(rows, columns)].movedim(1, 0).flatten(1)
+        shared = inside @ inside.mH
+        loudness = torch.from_numpy(stream("coils").uniform(0.7, 1.3, coils).astype(np.float32))
+        level = loudness / shared.diagonal().real.sqrt()
+        covariance = level[:, None] * level * (0.7 * shared) + 0.3 * torch.diag(loudness**2)
+        colour = torch.linalg.cholesky(covariance)
+        white_noise = torch.einsum("ij,sj...->si...", colour, white_noise)
+        still = torch.from_numpy(rng.standard_normal((coils, 4096, 2), np.float32))
+        scan["noise_scan"] = noise_std * colour @ torch.view_as_complex(still)
+    kspace = kspace + white_noise
+    info = scan | {
         "sequence": sequence,
         "seed": seed,
         "voxel_mm": round(float(voxel), 4),
@@ -1816,6 +2086,7 @@ def demo_data(
     seed: int = 0,
     wide: bool = True,
     noise: float | None = None,
+    coils: int = 0,
 ) -> Path:
     """The demo data set, simulated on first use: one volume per simulated subject, in fastMRI's layout.
 
@@ -1825,6 +2096,7 @@ def demo_data(
         slices, matrix, noise: as in simulate_head.
         seed: another seed makes another set of subjects.
         wide: every other subject has a wider phase field of view.
+        coils: as in simulate_head. Multi-coil files have no readout oversampling, and a noise scan.
 
     Returns:
         The folder. Data that are already there are returned untouched, whatever the other arguments say.
@@ -1849,7 +2121,10 @@ def demo_data(
             (building / split).mkdir(parents=True, exist_ok=True)
             sequence = list(SEQUENCES)[i % 4]
             width = None if wide and (i + i // 4) % 2 == 0 else matrix  # each sequence comes with both fields of view
-            kspace, info = simulate_head(100_000 * seed + subject, sequence, slices, matrix, width, noise)
+            kspace, info = simulate_head(100_000 * seed + subject, sequence, slices, matrix, width, noise, coils=coils)
+            scan = info.pop("noise_scan", None)
+            if coils:  # for half the size
+                kspace = crop_readout(kspace, matrix)
             attributes = {k: json.dumps(v) if isinstance(v, (list, dict)) else v for k, v in info.items()}
             name = f"demo_{split}_{i:03d}_{ACQUISITIONS[sequence]}.h5"
             write_volume(
@@ -1858,6 +2133,7 @@ def demo_data(
                 target_size=(matrix, matrix),
                 acquisition=ACQUISITIONS[sequence],
                 patient_id=f"demo_{subject:03d}",
+                noise=scan,
                 attributes={"simulated": True, **attributes},
             )
         if folder.exists():
@@ -1868,6 +2144,214 @@ def demo_data(
             raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
+    return folder
+
+
+# T1 (ms), T2 (ms) and proton density around the heart at 1.5 T; the gas of the stomach makes what is in it dim.
+CINE_TISSUES = {
+    "blood": (1550, 250, 0.95),
+    "myocardium": (1000, 48, 0.85),
+    "fat": (260, 85, 0.70),
+    "muscle": (1000, 40, 0.80),
+    "liver": (580, 46, 0.80),
+    "spleen": (1050, 79, 0.80),
+    "stomach": (800, 60, 0.55),
+    "marrow": (550, 50, 0.40),
+    "bone": (900, 20, 0.10),
+    "lung": (1200, 40, 0.10),
+    "csf": (4000, 1200, 1.00),
+}
+
+
+def bssfp_signal(t1: float, t2: float, pd: float, flip: float = 55.0, te: float = 1.5) -> float:
+    """Signal of balanced steady-state free precession on resonance, for a short repetition time (Scheffler 2003).
+
+    Args:
+        t1, t2, te: relaxation times and echo time in ms.  pd: proton density.  flip: angle in degrees.
+    """
+    cosine, sine = math.cos(math.radians(flip)), math.sin(math.radians(flip))
+    return pd * sine / (t1 / t2 + 1 - cosine * (t1 / t2 - 1)) * math.exp(-te / t2)
+
+
+def simulate_cine(
+    seed: int, frames: int = 20, matrix: int = 192, noise: float | None = None, ejection_fraction: float | None = None
+) -> tuple[Tensor, dict]:
+    """Scan a simulated beating heart: one heartbeat of a short-axis slice, balanced steady-state free precession.
+
+    Fat, ribs, lungs, liver, spleen, spine and aorta stand still, as in a breath-hold; both ventricles contract, the
+    muscle keeps its volume and thickens, papillary muscles move along. Drawn with half the voxel, its k-space
+    cropped, as in simulate_head. Simplified: one coil, no breathing, the same beat every time, no through-plane motion.
+
+    Args:
+        seed: everything random follows from it: anatomy, beat, phase of the beat at the first frame, noise.
+        frames: of one heartbeat, evenly spaced; the frame after the last would be the first again.
+        matrix: side of the image in pixels, even; the field of view, about 290 mm, does not depend on it.
+        noise: standard deviation of its real part, relative to the signal of blood; None draws 1/90 .. 1/40.
+        ejection_fraction: share of the left ventricle's blood that a beat ejects; None draws 0.5 .. 0.72.
+
+    Returns:
+        complex64 images (frames, matrix, matrix), largest magnitude 1; and a dict of what was simulated: seed,
+        voxel_mm, ejection_fraction, noise_std, heart (row and column of the left ventricle), contraction (frames):
+        0 for a full heart, 1 at its emptiest.
+    """
+    from scipy.interpolate import PchipInterpolator
+
+    rng = np.random.default_rng([seed, 0, 77])
+    voxel = rng.uniform(275, 300) / matrix
+    mm = (np.arange(2 * matrix) - matrix) * voxel / 2
+    field = lambda length: _smooth_field(rng, length, mm, mm)  # noqa: E731
+    turn = math.radians(rng.normal(0, 6))
+    x = mm * math.cos(turn) + mm[:, None] * math.sin(turn) + 3 * field(30)
+    y = mm[:, None] * math.cos(turn) - mm * math.sin(turn) + 3 * field(30)
+    signal = {name: bssfp_signal(*np.array(v) * rng.normal(1, 0.03, 3)) for name, v in CINE_TISSUES.items()}
+
+    def ellipse(cx: float, cy: float, a: float, b: float, angle: float = 0.0, power: float = 2.0) -> np.ndarray:
+        """How deep, in mm, a point lies inside an ellipse, or a shape between ellipse and rectangle; roughly."""
+        u = (x - cx) * math.cos(angle) + (y - cy) * math.sin(angle)
+        v = (y - cy) * math.cos(angle) - (x - cx) * math.sin(angle)
+        return (1 - ((np.abs(u) / a) ** power + (np.abs(v) / b) ** power) ** (1 / power)) * min(a, b)
+
+    def paint(image: np.ndarray, value: Any, depth: np.ndarray, within: Any = 1.0) -> np.ndarray:
+        return image + _step(depth) * within * (value - image)
+
+    # What stands still, from outside in. Every later tissue covers the earlier ones.
+    a, b, wall = rng.uniform(122, 130), rng.uniform(100, 112), rng.uniform(14, 19)
+    fat = np.clip(rng.uniform(4, 13) + 2 * field(40), 2.5, None)
+    body = ellipse(0, 0, a, b, power=2.5)
+    still = paint(np.zeros_like(body), signal["fat"], body)
+    still = paint(still, signal["muscle"] * (1 + 0.12 * field(3)), body - fat)
+    still = paint(still, 0.7 * signal["fat"], 1.2 * field(5) - 1.2, _step(body - fat))  # between the muscles
+    still = paint(still, signal["lung"] * (1 + 0.3 * field(4)), body - fat - wall - 2 * field(30))
+    chest = _step(body - fat - wall)
+    for angle in np.arange(13) * 2 * math.pi / 13 + rng.uniform(0, 0.4):
+        c, s, place = math.cos(angle), math.sin(angle), 1 - (fat.mean() + 0.62 * wall) / b
+        long, short = rng.uniform(9, 13), rng.uniform(4, 5.5)
+        rib = ellipse(a * place * c, b * place * s, long, short, math.atan2(b * c, -a * s))
+        still = paint(paint(still, signal["bone"], rib), signal["marrow"], rib - 1.5)
+    liver_at, middle = (rng.uniform(-62, -50), rng.uniform(42, 54)), (rng.normal(-6, 4), b - fat.mean() - 45)
+    liver = ellipse(*liver_at, rng.uniform(74, 88), rng.uniform(46, 58), rng.uniform(-0.25, 0.1), 2.3)
+    spleen = ellipse(
+        rng.uniform(62, 74), rng.uniform(44, 58), rng.uniform(30, 42), rng.uniform(22, 32), rng.uniform(-0.8, 0)
+    )
+    still = paint(still, signal["liver"], liver, chest)
+    for number in range(116):  # vessels of the lungs, then of the liver
+        cx, cy = (rng.uniform(-a, a), rng.uniform(-b, b)) if number < 90 else rng.normal(liver_at, (34, 22))
+        width, stretch = rng.gamma(2.0, 0.7) + 0.6, rng.uniform(1, 3)
+        where = chest * (_step(-liver) if number < 90 else _step(liver - 3))
+        vessel = ellipse(cx, cy, stretch * width, width, rng.uniform(0, 3))
+        still = paint(still, signal["blood"] * rng.uniform(0.5, 0.9), vessel, where)
+    still = paint(still, signal[rng.choice(["spleen", "stomach"])], spleen, chest)
+    still = paint(still, 0.8 * signal["muscle"], ellipse(middle[0], middle[1] + 6, 44, 27), chest)
+    canal = (middle[0], middle[1] + 22)
+    for name, depth in (
+        ("bone", ellipse(*middle, 20, 16)),
+        ("marrow", ellipse(*middle, 18, 14)),
+        ("fat", ellipse(*canal, 11, 9)),
+        ("csf", ellipse(*canal, 8.5, 7)),
+        ("spleen", ellipse(*canal, 5, 4)),  # the cord
+    ):
+        still = paint(still, signal[name], depth)
+
+    # The beat: fast ejection, fast filling, rest, and the atrium's contribution just before the next.
+    ejected = rng.uniform(0.5, 0.72) if ejection_fraction is None else ejection_fraction
+    end, start, long_axis = rng.uniform(0.33, 0.42), rng.uniform(), 0.1  # of systole; first frame; shortening
+    times = [0, 0.25 * end, 0.6 * end, end, end + 0.06, end + 0.2, end + 0.32, 0.88, 0.96, 1]
+    beat = PchipInterpolator(times, [0, 0.2, 0.75, 1, 0.97, 0.42, 0.25, 0.2, 0.04, 0])
+    contraction = beat((np.arange(frames) / frames + start) % 1)
+    heart, shift = rng.uniform((16, -24), (28, -12)), rng.uniform((-4.5, 0), (-0.5, 4))
+    inner, thick, septum = rng.uniform(21, 26), rng.uniform(7.5, 11), math.pi + rng.normal(0.15, 0.2)
+    waves = lambda orders, size: [  # noqa: E731
+        (k, size * rng.normal() / len(orders) ** 0.5, rng.uniform(0, 2 * math.pi)) for k in orders
+    ]
+    bulges, ridges = waves((2, 3), 0.9), waves(range(7, 17), 0.9)
+    papillary = [(septum + side * rng.uniform(1.65, 2.3), rng.uniform(4.2, 5.8)) for side in (1, -1)]
+    right, right_wall = (rng.uniform(26, 32), rng.uniform(38, 44)), rng.uniform(3, 4)
+    trabeculae = [(rng.uniform(-1.2, 1.2), rng.uniform(0.85, 1), rng.uniform(1, 3)) for _ in range(8)]
+    aorta, twist = (middle[0] + rng.uniform(20, 26), middle[1] - rng.uniform(6, 12)), rng.uniform(0.1, 0.2)
+    muscle, swirl, pad = signal["myocardium"] * (1 + 0.05 * field(4)), field(7), 2.5 + 2.5 * field(9)
+
+    def draw(s: float, cycle: float) -> np.ndarray:
+        """The chest at contraction s (0..1)."""
+        cx, cy = heart + s * shift
+        r, theta = np.hypot(x - cx, y - cy), np.arctan2(y - cy, x - cx) - twist * s
+        endo = inner * math.sqrt(1 - s * (1 - (1 - ejected) / (1 - long_axis)))
+        epi = math.sqrt(endo**2 + ((inner + thick) ** 2 - inner**2) / (1 - long_axis * s))  # muscle keeps its volume
+        bulge, ridge = (sum(h * np.cos(k * theta + p) for k, h, p in some) for some in (bulges, ridges))
+        blood = signal["blood"] * (1 + 0.04 * swirl * math.cos(2 * math.pi * cycle) - 0.06 * s)
+        outside, cavity = epi + bulge - r, endo * (1 + bulge / inner) + (1 + 0.4 * s) * ridge - r
+        c, d, away, small = math.cos(septum), math.sin(septum), epi - 6 + 0.1 * right[0], (1 - 0.33 * s, 1 - 0.12 * s)
+        centre, axes = (cx + away * c, cy + away * d), (right[0] * small[0], right[1] * small[1])
+        ventricle = ellipse(*centre, *axes, septum, 2.3)
+        image = paint(
+            still,
+            0.75 * signal["fat"],
+            np.maximum(outside, ventricle + right_wall) + pad,
+            _step(body - fat - 0.6 * wall),
+        )
+        image = paint(image, 0.9 * muscle, ventricle + right_wall * (1 + 0.3 * s))
+        for angle, place, size in trabeculae:
+            u, v = axes[0] * place * math.cos(angle), axes[1] * place * math.sin(angle)
+            spot = np.hypot(x - centre[0] - u * c + v * d, y - centre[1] - u * d - v * c)
+            ventricle = np.minimum(ventricle, spot - size)
+        image = paint(paint(image, 0.95 * blood, ventricle), muscle, outside)
+        for angle, size in papillary:
+            at, place = angle + twist * s, endo - 0.8 * size * (1 - 0.3 * s)
+            spot = np.hypot(x - cx - place * math.cos(at), y - cy - place * math.sin(at))
+            cavity = np.minimum(cavity, spot - size * (1 + 0.06 * s))
+        image = paint(image, blood, cavity)
+        vessel = 11 + 0.8 * s - np.hypot(x - aorta[0], y - aorta[1])
+        return paint(paint(image, 0.7 * signal["muscle"], vessel + 2), blood, vessel)
+
+    image = np.stack([draw(s, number / frames) for number, s in enumerate(contraction)])
+    image *= 1 + 0.025 * field(1.2) + 0.02 * field(6)
+    v, u, slope = mm[:, None] / 100, mm / 100, rng.normal(0, 0.8, 5)  # the receiver: sensitivity and phase
+    image *= np.exp(0.15 * field(50) - rng.uniform(0.05, 0.3) * v + rng.normal(0, 0.08) * u)
+    phase = rng.uniform(-np.pi, np.pi) + sum(k * term for k, term in zip(slope, (v, u, v**2, u**2, u * v)))
+    full = torch.from_numpy((image * np.exp(1j * (phase + 0.4 * field(25)))).astype(np.complex64))
+    kspace = center_crop(fft2c(full), (matrix, matrix)) / 2
+    deviation = signal["blood"] * (1 / rng.uniform(40, 90) if noise is None else noise)
+    real_imag = torch.from_numpy(rng.standard_normal((*kspace.shape, 2), np.float32))
+    scan = ifft2c(kspace + deviation * torch.view_as_complex(real_imag))
+    peak = float(scan.abs().max())
+    middle_of_heart = np.unravel_index(np.hypot(x - heart[0], y - heart[1]).argmin(), x.shape)
+    info: dict[str, Any] = {"seed": seed, "voxel_mm": round(voxel, 4), "ejection_fraction": float(ejected)}
+    info["heart"] = [int(place) // 2 for place in middle_of_heart]
+    return scan / peak, info | {"noise_std": deviation / peak, "contraction": contraction.tolist()}
+
+
+def demo_cine(
+    folder: str | Path = ROOT / "data" / "demo_cine",
+    train: int = 24,
+    val: int = 8,
+    frames: int = 12,
+    matrix: int = 128,
+    seed: int = 0,
+) -> Path:
+    """The demo data set of the cine chapter, simulated on first use: FOLDER/train/cine.npz and FOLDER/val/cine.npz.
+
+    Args:
+        folder: where the data are or will be; a file that is there stays as it is, whatever the other arguments say.
+        train, val: number of subjects, a sequence each; 0 leaves that file out.
+        frames, matrix: as in simulate_cine, whose defaults are the full size. These suit a CPU.
+        seed: another seed makes another set of subjects.
+
+    Returns:
+        The folder. The files hold `dataset` (subjects, frames, rows, columns) complex64, and `simulated`.
+    """
+    folder = Path(folder)
+    for split, first, count in (("train", 0, train), ("val", 10_000, val)):
+        path = folder / split / "cine.npz"
+        if path.exists() or not count:
+            continue
+        print(f"Simulating {count} beating hearts into {os.path.relpath(path)} (once; simulated, no patients).")
+        subjects = tqdm(range(100_000 * seed + first, 100_000 * seed + first + count), desc="simulating", unit="heart")
+        data = np.stack([simulate_cine(subject, frames, matrix)[0].numpy() for subject in subjects])
+
+        def write(partial: Path, data: np.ndarray = data) -> None:
+            with open(partial, "wb") as file:  # given a name, numpy would append .npz to it
+                np.savez(file, dataset=data, simulated=np.array(True))
+
+        replace_file(path, write)
     return folder
 
 
@@ -1894,65 +2378,95 @@ def keep_measured(image: Tensor, kspace: Tensor, mask: Tensor, weight: Tensor | 
     return ifft2c(torch.where(mask, measured, spectrum))
 
 
-def _gradient(x: Tensor) -> Tensor:
-    """Forward differences along H and W, zero at the far edge: (..., H, W) -> (2, ..., H, W)."""
-    gradient = x.new_zeros((2, *x.shape))
-    gradient[0, ..., :-1, :] = x[..., 1:, :] - x[..., :-1, :]
-    gradient[1, ..., :, :-1] = x[..., :, 1:] - x[..., :, :-1]
+def _gradient(x: Tensor, axes: Sequence[int] = (-2, -1)) -> Tensor:
+    """Forward differences along each axis, zero at the far edge: (..., H, W) -> (len(axes), ..., H, W)."""
+    gradient = x.new_zeros((len(axes), *x.shape))
+    for part, axis in zip(gradient, axes):
+        part.narrow(axis, 0, x.shape[axis] - 1).copy_(x.diff(dim=axis))
     return gradient
 
 
-def _gradient_adjoint(p: Tensor) -> Tensor:
-    """The adjoint of _gradient (minus the divergence): (2, ..., H, W) -> (..., H, W)."""
+def _gradient_adjoint(p: Tensor, axes: Sequence[int] = (-2, -1)) -> Tensor:
+    """The adjoint of _gradient (minus the divergence): (len(axes), ..., H, W) -> (..., H, W)."""
     x = torch.zeros_like(p[0])
-    x[..., 1:, :] += p[0, ..., :-1, :]
-    x[..., :-1, :] -= p[0, ..., :-1, :]
-    x[..., :, 1:] += p[1, ..., :, :-1]
-    x[..., :, :-1] -= p[1, ..., :, :-1]
+    for part, axis in zip(p, axes):
+        inner = part.narrow(axis, 0, x.shape[axis] - 1)
+        x.narrow(axis, 1, x.shape[axis] - 1).add_(inner)
+        x.narrow(axis, 0, x.shape[axis] - 1).sub_(inner)
     return x
 
 
-def _unit_scale(kspace: Tensor, weight: float, method: str) -> tuple[Tensor, Tensor]:
-    """The k-space divided by the largest magnitude of the zero-filled image, and that magnitude.
+def combine_coils(images: Tensor, maps: Tensor) -> Tensor:
+    """S^H: coil images and maps (..., coils, H, W) -> one complex image (..., H, W), each coil weighted by its map."""
+    return (maps.conj() * images).sum(-3)
+
+
+def spread_coils(image: Tensor, maps: Tensor) -> Tensor:
+    """S: an image (..., H, W) as the coils with maps (..., coils, H, W) see it, the adjoint of combine_coils."""
+    return maps * image.unsqueeze(-3)
+
+
+def _normal(image: Tensor, mask: Tensor, maps: Tensor) -> Tensor:
+    """S^H F^H M F S: (..., H, W) -> (..., H, W)."""
+    return combine_coils(ifft2c(mask * fft2c(spread_coils(image, maps))), maps)
+
+
+def _unit_scale(kspace: Tensor, weight: float, method: str, axes: tuple[int, ...] = (-2, -1)) -> tuple[Tensor, Tensor]:
+    """The k-space divided by the largest magnitude of the zero-filled image, over `axes`, and that magnitude.
 
     Raises:
         BadInput: the weight is negative or not a number.
     """
     if not 0 <= weight < math.inf:
         raise BadInput(f"{method} weight {weight}: give a number of at least 0")
-    scale = ifft2c(kspace).abs().amax((-2, -1), keepdim=True)
+    scale = ifft2c(kspace).abs().amax(axes, keepdim=True)
     scale = scale.clamp(min=torch.finfo(scale.dtype).tiny)  # an empty slice stays empty
     return kspace / scale, scale
 
 
-def total_variation(kspace: Tensor, mask: Tensor, weight: float = 0.01, iterations: int = 300) -> Tensor:
-    """Total-variation reconstruction: argmin_x 1/2 |M F x - y|^2 + weight * s * TV(x).
+def total_variation(
+    kspace: Tensor,
+    mask: Tensor,
+    weight: float = 0.01,
+    iterations: int = 300,
+    axes: Sequence[int] = (-2, -1),
+    maps: Tensor | None = None,
+) -> Tensor:
+    """Total-variation reconstruction: argmin_x 1/2 |M F S x - y|^2 + weight * s * TV(x).
 
     TV is the isotropic total variation of the complex image, s the largest magnitude of the
     zero-filled image, so that `weight` has no unit. Solved by the primal-dual method of Chambolle
     and Pock (2011, J. Math. Imaging Vis. 40); the data term's proximal step is exact, because M F is
-    diagonal in k-space. For MRI: Lustig et al. 2007, MRM 58(6).
+    diagonal in k-space. With coils it is not: three steps of conjugate gradients stand in for it (Block et al.
+    2007, MRM 57(6), for TV with coils). For MRI: Lustig et al. 2007, MRM 58(6).
 
     Args:
-        kspace: (..., H, W) complex, zero where not measured.
+        kspace: (..., [coils,] H, W) complex, zero where not measured.
         mask: bool, broadcastable to kspace.
         weight: of the total variation; larger is smoother. Tune it on training data.
-        iterations: primal-dual steps, each one pair of FFTs.
+        iterations: primal-dual steps, each one pair of FFTs, or three with coils.
+        axes: along which neighbours are compared; -3 is the time of a sequence.
+        maps: S, (..., coils, H, W) complex, see sensitivity_maps; None for a single coil.
     Returns:
         (..., H, W) complex image.
     """
-    measured, scale = _unit_scale(kspace, weight, "total variation")
+    folded = kspace if maps is None else fft2c(combine_coils(ifft2c(kspace), maps))
+    measured, scale = _unit_scale(folded, weight, "total variation", tuple({-2, -1, *axes}))
     # Step sizes whose product is below 1 / |gradient|^2 = 1/8. The dual variable is never larger than
     # the weight while the image is about 1, so that the primal step may be the larger by far.
     primal, dual_step = 30 / math.sqrt(8), 1 / 30 / math.sqrt(8)
-    image = ifft2c(measured)
-    ahead, dual = image, torch.zeros_like(_gradient(image))
+    start = image = ifft2c(measured)
+    ahead, dual = image, torch.zeros_like(_gradient(image, axes))
     for _ in range(iterations):
-        dual = dual + dual_step * _gradient(ahead)
+        dual = dual + dual_step * _gradient(ahead, axes)
         dual = dual / (dual.abs().square().sum(0).sqrt() / max(weight, 1e-12)).clamp(min=1)
-        spectrum = fft2c(image - primal * _gradient_adjoint(dual))
-        spectrum = torch.where(mask, (spectrum + primal * measured) / (1 + primal), spectrum)
-        previous, image = image, ifft2c(spectrum)
+        previous, image = image, image - primal * _gradient_adjoint(dual, axes)
+        if maps is None:
+            spectrum = fft2c(image)
+            image = ifft2c(torch.where(mask, (spectrum + primal * measured) / (1 + primal), spectrum))
+        else:
+            normal = lambda x: x + primal * _normal(x, mask, maps)  # noqa: E731
+            image = _conjugate_gradients(normal, image + primal * start, previous, steps=3)
         ahead = 2 * image - previous
     return image * scale
 
@@ -2139,6 +2653,374 @@ def bicubic(kspace: Tensor, size: Sequence[int], factor: int) -> Tensor:
     return torch.from_numpy(np.stack(fine).astype(np.float32)).to(kspace.device)
 
 
+def temporal_tv(kspace: Tensor, mask: Tensor, weight: float = 0.01, iterations: int = 60) -> Tensor:
+    """total_variation along time, (..., frames, H, W) -> same shape: what rests is pieced together from all frames.
+
+    Feng et al. 2014, MRM 72(3), who used it for radial sampling. Arguments as total_variation.
+    """
+    return total_variation(kspace, mask, weight, iterations, axes=(-3,))
+
+
+def view_sharing(kspace: Tensor, mask: Tensor) -> Tensor:
+    """Sliding window: what a frame has not measured is taken from the frames nearest in time that have.
+
+    Sharp where nothing moves; what moves is smeared over time. The frame after the last is the first, as one
+    heartbeat follows another; two frames equally near are averaged. Riederer et al. 1988, MRM 8(1).
+
+    Args:
+        kspace: (..., frames, H, W) complex, zero where not measured.
+        mask: bool (..., frames, 1, W).
+    Returns:
+        (..., frames, H, W) complex images. What no frame has measured stays zero.
+    """
+    filled, known = kspace, mask
+    for distance in range(1, kspace.shape[-3] // 2 + 1):
+        before, after = ((kspace.roll(d, -3), mask.roll(d, -3)) for d in (distance, -distance))
+        count = before[1].float() + after[1]
+        near = (before[0] * before[1] + after[0] * after[1]) / count.clamp(min=1)
+        filled = torch.where(known, filled, near)
+        known = known | (count > 0)
+    return ifft2c(filled)
+
+
+# Several coils. Each sees the image through its own sensitivity, so that unmeasured samples can be told from
+# measured ones (Pruessmann et al. 1999, MRM 42(5)). What a coil's sensitivity is has to be measured too: here
+# from the centre of k-space, which is sampled without gaps (calibration).
+
+
+def noise_covariance(noise: Tensor) -> Tensor:
+    """Covariance of the coils' noise: samples without signal (coils, n) complex -> (coils, coils) complex."""
+    return noise @ noise.mH / noise.shape[-1]
+
+
+def prewhiten(kspace: Tensor, covariance: Tensor) -> Tensor:
+    """Virtual coils whose noise is independent and of variance 1, so that no coil counts more than it knows.
+
+    Args:
+        kspace: (..., coils, H, W) complex.
+        covariance: of noise_covariance. With its Cholesky factor L the result is L^-1 k (Roemer 1990, MRM 16).
+    Returns:
+        (..., coils, H, W) complex, in units of the noise.
+    """
+    inverse = torch.linalg.inv(torch.linalg.cholesky(covariance))
+    return torch.einsum("ij,...jhw->...ihw", inverse, kspace)
+
+
+def compress_coils(kspace: Tensor, coils: int) -> Tensor:
+    """Fewer, virtual coils that hold most of the signal: the first singular vectors over the coils.
+
+    Buehrer et al. 2007, MRM 57(6). Prewhiten first, or loud noise passes for signal.
+
+    Args:
+        kspace: (..., coils, H, W) complex; all slices share one compression.
+        coils: how many to keep.
+    Returns:
+        (..., coils kept, H, W) complex, the strongest first.
+    Raises:
+        BadInput: no coil axis, or fewer coils than asked for.
+    """
+    _check_coils(kspace)
+    if not 0 < coils <= kspace.shape[-3]:
+        raise BadInput(f"{coils} coils asked for, of {kspace.shape[-3]}: choose a number from 1 to that")
+    flat = kspace.movedim(-3, 0).flatten(1)
+    vectors = torch.linalg.eigh(flat @ flat.mH)[1].flip(-1)[:, :coils]
+    return torch.einsum("ji,...jhw->...ihw", vectors.conj(), kspace)
+
+
+def _check_coils(kspace: Tensor) -> None:
+    if kspace.ndim < 3:
+        raise BadInput(f"k-space of shape {tuple(kspace.shape)} has no coil axis: expected (..., coils, H, W)")
+
+
+def calibration_columns(mask: Tensor) -> Tensor:
+    """The columns around DC that are measured without a gap: bool, shape of the mask (..., W).
+
+    Raises:
+        BadInput: fewer than two.
+    """
+    middle = mask.shape[-1] // 2
+    left, right = mask[..., :middle].flip(-1), mask[..., middle:]
+    run = [half.int().cumprod(-1).bool() for half in (left, right)]
+    columns = torch.cat([run[0].flip(-1) & right[..., :1], run[1]], -1)
+    lines = int(columns.sum(-1).min())
+    if lines < 2:
+        raise BadInput(
+            f"{lines} calibration lines around the centre of k-space: at least 2 needed, raise center_fraction"
+        )
+    return columns
+
+
+def calibration(kspace: Tensor, mask: Tensor, rows: int = 24) -> Tensor:
+    """The fully sampled centre of one slice.
+
+    Args:
+        kspace: (coils, H, W) complex.
+        mask: bool (..., W): the columns that were measured.
+        rows: of the readout, at most; all of its samples are measured, but the outer ones are noise.
+    Returns:
+        (coils, rows, calibration lines) complex.
+    Raises:
+        BadInput: no coil axis; fewer than two calibration lines.
+    """
+    _check_coils(kspace)
+    columns = calibration_columns(mask.reshape(-1, mask.shape[-1])[0])
+    return center_crop(kspace, (min(rows, kspace.shape[-2]), kspace.shape[-1]))[..., columns]
+
+
+def low_resolution(kspace: Tensor, mask: Tensor, rows: int = 24) -> Tensor:
+    """Coil images of the calibration lines alone, through a Hann window against ringing.
+
+    Args:
+        kspace: (..., coils, H, W) complex.  mask: bool, broadcastable to it.
+        rows: of the readout, as in calibration.
+    Returns:
+        (..., coils, H, W) complex.
+    """
+    _check_coils(kspace)
+    columns = calibration_columns(mask)
+    place = columns.cumsum(-1) / (columns.sum(-1, keepdim=True) + 1)  # 0 .. 1 over the calibration lines
+    distance = torch.arange(kspace.shape[-2], device=kspace.device) - kspace.shape[-2] // 2
+    along = torch.where(distance.abs() < rows / 2, torch.cos(math.pi * distance / rows) ** 2, 0)
+    return ifft2c(kspace * (columns * torch.sin(math.pi * place) ** 2) * along[:, None])
+
+
+def _dominant(matrices: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The eigenvector of the largest eigenvalue at each pixel, as maps.
+
+    Args:
+        matrices: (coils, coils, H, W) Hermitian.
+        images: (coils, H, W) low-resolution coil images: the phase of an eigenvector is free, here it is chosen
+            so that the strongest virtual coil is real.
+    Returns:
+        maps (coils, H, W) complex, root-sum-of-squares 1; eigenvalues (H, W).
+    """
+    values, vectors = torch.linalg.eigh(matrices.movedim((0, 1), (-2, -1)))
+    maps = vectors[..., -1].movedim(-1, 0)
+    flat = images.flatten(1)
+    strongest = torch.linalg.eigh(flat @ flat.mH)[1][:, -1]
+    phase = torch.einsum("c,chw->hw", strongest.conj(), maps).angle()
+    return maps * torch.polar(torch.ones_like(phase), -phase), values[..., -1]
+
+
+def ratio_maps(kspace: Tensor, mask: Tensor) -> Tensor:
+    """Low-resolution coil images divided by their root-sum-of-squares; see sensitivity_maps."""
+    images = low_resolution(kspace, mask)
+    return images / rss(images, -3).unsqueeze(-3).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def walsh_maps(kspace: Tensor, mask: Tensor, window: int = 7) -> Tensor:
+    """The matched filter of each neighbourhood: Walsh, Gmitro and Marcellin 2000, MRM 43(5); see sensitivity_maps.
+
+    Args:
+        window: side in pixels of the neighbourhood over which the coils' covariance is averaged.
+    """
+    images = low_resolution(kspace, mask)
+    products = images[:, None] * images.conj()
+    planes = torch.view_as_real(products).movedim(-1, 0).flatten(0, 2)[:, None]
+    mean = nn.functional.avg_pool2d(planes, window, 1, window // 2, count_include_pad=False)
+    return _dominant(torch.complex(*mean[:, 0].reshape(2, *products.shape)), images)[0]
+
+
+def espirit_maps(kspace: Tensor, mask: Tensor, kernel: int = 6, threshold: float = 0.03, crop: float = 0.9) -> Tensor:
+    """ESPIRiT (Uecker et al. 2014, MRM 71(3)), one set of maps; see sensitivity_maps.
+
+    Every window of the calibration lies in the row space of their matrix. The projection onto it, applied at all
+    places of k-space, is at each pixel a small matrix over the coils; where there is signal, its eigenvector of
+    eigenvalue 1 is the sensitivity.
+
+    Args:
+        kernel: side of the windows in samples, at most half of the calibration lines.
+        threshold: singular values below this part of the largest are noise.
+        crop: maps are 0 where the eigenvalue is smaller, hence outside the object; 0 keeps all.
+    """
+    block = calibration(kspace, mask)
+    coils, sizes = len(block), kspace.shape[-2:]
+    height, width = (min(kernel, (n + 1) // 2) for n in block.shape[-2:])
+    windows = block.unfold(1, height, 1).unfold(2, width, 1)
+    matrix = windows.permute(1, 2, 0, 3, 4).reshape(-1, coils * height * width)
+    _, values, vectors = torch.linalg.svd(matrix, full_matrices=False)
+    vectors = vectors[values > threshold * values[0]]
+    projection = (vectors.mT @ vectors.conj()).unflatten(0, (coils, -1)).unflatten(-1, (coils, -1))
+    # The projection depends on the distance of two samples only: as in low_rank.
+    samples = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(kspace.device)
+    rows, columns = (samples[:, None] - samples).unbind(-1)
+    distance = rows % sizes[0] * sizes[1] + columns % sizes[1]
+    filters = kspace.new_zeros((coils, coils, sizes[0] * sizes[1]))
+    filters.index_add_(-1, distance.flatten(), projection.movedim(2, 1).flatten(-2))
+    images = torch.fft.ifft2(filters.unflatten(-1, sizes), norm="forward") / (height * width)
+    maps, values = _dominant(torch.fft.fftshift(images, dim=(-2, -1)), low_resolution(kspace, mask))
+    return maps * (values > crop)
+
+
+SENSITIVITIES: dict[str, Callable[..., Tensor]] = {"ratio": ratio_maps, "walsh": walsh_maps, "espirit": espirit_maps}
+
+
+def sensitivity_maps(kspace: Tensor, mask: Tensor, method: str = "espirit", **options: Any) -> Tensor:
+    """Coil sensitivities of one slice from its calibration lines.
+
+    Args:
+        kspace: (coils, H, W) complex, zero where not measured.
+        mask: bool, broadcastable to kspace, the same for all rows.
+        method: a key of SENSITIVITIES.
+        options: of that function.
+    Returns:
+        (coils, H, W) complex; root-sum-of-squares 1, so that the image is in the units of the coils'
+        root-sum-of-squares.
+    Raises:
+        BadInput: no coil axis; fewer than two calibration lines.
+    """
+    return choose(SENSITIVITIES, method, "kind of sensitivity maps")(kspace, mask, **options)
+
+
+def sense(kspace: Tensor, mask: Tensor, maps: Tensor, weight: float = 0.001, iterations: int = 30) -> Tensor:
+    """SENSE by conjugate gradients: argmin_x |M F S x - y|^2 + weight |x|^2 (Pruessmann et al. 2001, MRM 46(4)).
+
+    Args:
+        kspace: (..., coils, H, W) complex, zero where not measured.
+        mask: bool, broadcastable to kspace.
+        maps: S, (..., coils, H, W) complex with root-sum-of-squares 1.
+        weight: of the image's energy; has no unit. Larger means less noise and more aliasing.
+        iterations: conjugate-gradient steps, each one pair of FFTs per coil.
+    Returns:
+        (..., H, W) complex.
+    """
+    folded = combine_coils(ifft2c(mask * kspace), maps)
+    return _conjugate_gradients(
+        lambda x: _normal(x, mask, maps) + weight * x, folded, torch.zeros_like(folded), iterations
+    )
+
+
+def grappa_kernels(
+    kspace: Tensor, mask: Tensor, weight: float = 0.001, lines: int = 4, rows: int = 5
+) -> list[tuple[Tensor, tuple[int, ...], Tensor]]:
+    """The kernels of GRAPPA: how a missing line follows from the measured lines next to it, in all coils.
+
+    One kernel for each pattern of neighbours, so that grids with uneven steps and random lines work too: a
+    regular grid has a pattern per missing line of a step, and some more at the edges and beside the centre.
+    A kernel must fit into the calibration lines; where its lines reach too far, the farthest are left out.
+
+    Args:
+        kspace: (coils, H, W) complex, zero where not measured.
+        mask: bool (..., W): the columns that were measured.
+        weight: of the kernel's energy, as a part of the calibration's.
+        lines: measured neighbours, the nearest ones, that a missing line is made of.
+        rows: samples of each of them, odd.
+    Returns:
+        for each pattern: the missing columns (n,); their neighbours' offsets; weights, complex
+        (coils, coils * rows * neighbours), from neighbours to the missing line's coils.
+    Raises:
+        BadInput: no coil axis; fewer than two calibration lines.
+    """
+    block = calibration(kspace, mask, rows=kspace.shape[-2])
+    span = block.shape[-1]
+    measured = mask.reshape(-1, mask.shape[-1])[0]
+    known = measured.nonzero().flatten().tolist()
+    patterns: dict[tuple[int, ...], list[int]] = {}
+    for column in (~measured).nonzero().flatten().tolist():
+        near = sorted((k - column for k in known), key=lambda d: (abs(d), d))[:lines]
+        while near and max(0, *near) - min(0, *near) >= span:
+            near.pop()
+        patterns.setdefault(tuple(sorted(near)), []).append(column)
+    kernels = []
+    for offsets, columns in patterns.items():
+        if not offsets:
+            continue  # farther from any line than the calibration is wide: stays empty
+        first, last = max(0, -min(offsets)), span - max(0, *offsets)
+        sources = _neighbours(block, torch.arange(first, last), offsets, rows)[:, rows // 2 : -(rows // 2) or None]
+        targets = block[:, rows // 2 : -(rows // 2) or None, first:last]
+        sources, targets = sources.flatten(1), targets.flatten(1)
+        gram = sources @ sources.mH
+        ridge = weight * gram.diagonal().real.mean() * torch.eye(len(gram), device=gram.device)
+        weights = torch.linalg.solve(gram + ridge, sources @ targets.mH).mH
+        kernels.append((torch.tensor(columns), offsets, weights))
+    return kernels
+
+
+def _neighbours(kspace: Tensor, columns: Tensor, offsets: Sequence[int], rows: int) -> Tensor:
+    """What lies around the samples of `columns`: (coils, H, W) -> (coils * rows * len(offsets), H, n)."""
+    lines = torch.stack([kspace[:, :, columns + offset] for offset in offsets], 1)  # (coils, offsets, H, n)
+    shifted = [lines.roll(rows // 2 - row, -2) for row in range(rows)]
+    return torch.stack(shifted, 1).flatten(0, 2)
+
+
+def grappa(kspace: Tensor, mask: Tensor, weight: float = 0.001, lines: int = 4, rows: int = 5) -> Tensor:
+    """GRAPPA: fill every missing line of every coil from its measured neighbours (Griswold et al. 2002, MRM 47(6)).
+
+    Args and Raises: as grappa_kernels.
+    Returns:
+        (coils, H, W) complex k-space; the measured lines are as they were. rss of its images is the image.
+    """
+    filled = kspace.clone()
+    for columns, offsets, weights in grappa_kernels(kspace, mask, weight, lines, rows):
+        sources = _neighbours(kspace, columns, offsets, rows)
+        filled[:, :, columns] = torch.einsum("cs,shn->chn", weights, sources)
+    return filled
+
+
+def _sense_images(kspace: Tensor, mask: Tensor, weight: float) -> Tensor:
+    maps = sensitivity_maps(kspace, mask)
+    return spread_coils(sense(kspace, mask, maps, weight), maps)
+
+
+def _tv_sense_images(kspace: Tensor, mask: Tensor, weight: float) -> Tensor:
+    maps = sensitivity_maps(kspace, mask)
+    return spread_coils(total_variation(kspace, mask, weight, 60, maps=maps), maps)
+
+
+# Slice by slice: (k-space (coils, H, W), mask, weight) -> coil images; and the weights that tune tries.
+PARALLEL: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], tuple[float, ...]]] = {
+    "sense": (_sense_images, (0.001, 0.003, 0.01, 0.03, 0.1)),
+    "grappa": (
+        lambda kspace, mask, weight: ifft2c(grappa(kspace, mask, weight)),
+        (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
+    ),
+    "tv_sense": (_tv_sense_images, (0.0003, 0.0006, 0.001, 0.002, 0.004)),
+}
+
+
+def parallel_method(name: str, weight: float) -> Callable[[Tensor, Tensor, Sequence[int]], Tensor]:
+    """A method of PARALLEL with a fixed weight, called like a network; see RssUNet and VariationalNetwork.
+
+    The result is what the reference is, a root-sum-of-squares of coil images: those that the method finds, with
+    the measured samples put back. So it has the noise of the coils in the air, as the reference has.
+    """
+    function, _ = choose(PARALLEL, name, "parallel method")
+
+    def method(kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+        images = [keep_measured(function(k, m, weight), k, m) for k, m in zip(kspace, mask)]
+        return rss(center_crop(torch.stack(images), size), 1)
+
+    return method
+
+
+def g_factor(
+    reconstruct: Callable[[Tensor], Tensor], covariance: Tensor, mask: Tensor, size: Sequence[int], replicas: int = 64
+) -> Tensor:
+    """By how much parallel imaging amplifies noise at each pixel, beyond the sqrt of the acceleration.
+
+    Noise alone is reconstructed again and again, fully sampled and undersampled: this serves every linear method
+    (pseudo multiple replicas: Robson et al. 2008, MRM 60(4)). The definition is Pruessmann's (1999).
+
+    Args:
+        reconstruct: linear, k-space (coils, H, W) and mask -> complex image (H, W), with fixed maps or kernels.
+        covariance: (coils, coils) of the noise.
+        mask: bool, broadcastable to (H, W).
+        size: (H, W).
+        replicas: of the noise; the error of the result is about 1 / sqrt(replicas).
+    Returns:
+        (H, W) float, about 1 where nothing is lost.
+    """
+    random = torch.Generator().manual_seed(0)
+    colour = torch.linalg.cholesky(covariance)
+    energy = torch.zeros(2, *size)
+    for _ in range(replicas):
+        noise = torch.randn((len(colour), *size), dtype=torch.complex64, generator=random)
+        noise = torch.einsum("ij,jhw->ihw", colour, noise)
+        for i, lines in enumerate((torch.ones_like(mask), mask)):
+            energy[i] += reconstruct(noise * lines, lines).abs().square()
+    return (energy[1] / energy[0].clamp(min=1e-30) / effective_acceleration(mask)).sqrt()
+
+
 # --------------------------------------------------------------------------------------------------
 # 6 Networks
 # --------------------------------------------------------------------------------------------------
@@ -2152,17 +3034,36 @@ def _pad(x: Tensor, multiple: int) -> Tensor:
     return nn.functional.pad(x, (0, -x.shape[-1] % multiple, 0, -x.shape[-2] % multiple), mode="replicate")
 
 
-def _convolutions(inputs: int, outputs: int, dropout: float) -> nn.Sequential:
+def _convolutions(inputs: int, outputs: int, dropout: float, slope: float = 0.2) -> nn.Sequential:
     """Twice: 3x3 convolution, instance norm, leaky ReLU, dropout."""
     layers: list[nn.Module] = []
     for channels in (inputs, outputs):
         layers += [
             nn.Conv2d(channels, outputs, 3, padding=1, bias=False),
             nn.InstanceNorm2d(outputs),
-            nn.LeakyReLU(0.2),
+            nn.LeakyReLU(slope),
             nn.Dropout2d(dropout),
         ]
     return nn.Sequential(*layers)
+
+
+class Attention(nn.Module):
+    """Weights between 0 and 1 for each channel, then for each place (Woo et al. 2018, ECCV).
+
+    A channel's weight comes from its mean and its maximum, a place's from the mean and maximum over the channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = max(channels // 8, 4)
+        self.channels = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+        self.places = nn.Conv2d(2, 1, 7, padding=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, H, W) -> the same shape."""
+        weights = self.channels(x.mean((-2, -1))) + self.channels(x.amax((-2, -1)))
+        x = x * weights.sigmoid()[..., None, None]
+        return x * self.places(torch.stack([x.mean(1), x.amax(1)], 1)).sigmoid()
 
 
 class UNet(nn.Module):
@@ -2177,25 +3078,35 @@ class UNet(nn.Module):
         features: channels after the first convolution; doubled at each level.
         levels: how often the image is halved.
         dropout: probability that a feature map is dropped in training.
+        slope: of the leaky ReLU below zero.
+        attention: weigh channels and places at the coarsest level, see Attention.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, features: int = 16, levels: int = 4, dropout: float = 0.0
+        self,
+        in_channels: int,
+        out_channels: int,
+        features: int = 16,
+        levels: int = 4,
+        dropout: float = 0.0,
+        slope: float = 0.2,
+        attention: bool = False,
     ) -> None:
         super().__init__()
         widths = [features * 2**level for level in range(levels + 1)]
         self.down = nn.ModuleList(
-            _convolutions(a, b, dropout) for a, b in zip([in_channels, *widths], widths, strict=False)
+            _convolutions(a, b, dropout, slope) for a, b in zip([in_channels, *widths], widths, strict=False)
         )
         self.up = nn.ModuleList(
             nn.Sequential(
                 nn.ConvTranspose2d(2 * width, width, 2, stride=2, bias=False),
                 nn.InstanceNorm2d(width),
-                nn.LeakyReLU(0.2),
+                nn.LeakyReLU(slope),
             )
             for width in reversed(widths[:-1])
         )
-        self.merge = nn.ModuleList(_convolutions(2 * width, width, dropout) for width in reversed(widths[:-1]))
+        self.merge = nn.ModuleList(_convolutions(2 * width, width, dropout, slope) for width in reversed(widths[:-1]))
+        self.attention = Attention(widths[-1]) if attention else nn.Identity()
         self.last = nn.Conv2d(features, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -2207,7 +3118,7 @@ class UNet(nn.Module):
             x = block(x)
             skipped.append(x)
             x = nn.functional.avg_pool2d(x, 2)
-        x = self.down[-1](x)
+        x = self.attention(self.down[-1](x))
         for up, merge in zip(self.up, self.merge, strict=True):
             x = merge(torch.cat([up(x), skipped.pop()], dim=1))
         return self.last(x)[..., :height, :width]
@@ -2223,22 +3134,31 @@ class ResidualBlock(nn.Module):
         norm: instance norm after each convolution. Off is better at full resolution (Lim et al. 2017, CVPR
             workshops): a norm throws away the scale that the image must keep.
         dropout: probability that a feature map is dropped in training, after the first convolution.
+        convolution: nn.Conv2d, or SpaceTimeConv for sequences.
     """
 
-    def __init__(self, features: int, layers: int = 2, hidden: int = 0, norm: bool = False, dropout: float = 0.0):
+    def __init__(
+        self,
+        features: int,
+        layers: int = 2,
+        hidden: int = 0,
+        norm: bool = False,
+        dropout: float = 0.0,
+        convolution: type[nn.Conv2d] = nn.Conv2d,
+    ) -> None:
         super().__init__()
         hidden = hidden or features
         widths = [features, *[hidden] * (layers - 1), features]
         body: list[nn.Module] = []
         for number, (a, b) in enumerate(itertools.pairwise(widths)):
-            last = nn.Conv2d(a, b, 3, padding=1)
+            last = convolution(a, b, 3, padding=1)
             body += [last, nn.InstanceNorm2d(b) if norm else nn.Identity()]
             if number < layers - 1:
-                body += [nn.PReLU(), nn.Dropout2d(dropout if number == 0 else 0.0)]
+                body += [nn.PReLU(), nn.Dropout2d(dropout) if dropout and number == 0 else nn.Identity()]
         self.body = nn.Sequential(*body)
         if not norm:  # a block starts as the identity, so that many can follow one another
-            for weights in last.parameters():
-                nn.init.zeros_(weights)
+            for weights in (last.weight, last.bias):
+                nn.init.zeros_(weights)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, features, H, W) -> the same shape."""
@@ -2260,17 +3180,23 @@ class ResNet(nn.Module):
         in_channels, out_channels: of the images.
         features: channels of the first convolution; twice as many inside the blocks.
         stages: blocks x layers: "12x2" with 64 features has 1.77 million weights.
-        dropout: see ResidualBlock.
+        dropout, convolution: see ResidualBlock.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, features: int = 64, stages: str = "8x2 4x3", dropout: float = 0.0
+        self,
+        in_channels: int,
+        out_channels: int,
+        features: int = 64,
+        stages: str = "8x2 4x3",
+        dropout: float = 0.0,
+        convolution: type[nn.Conv2d] = nn.Conv2d,
     ) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(in_channels, features, 3, padding=1), nn.PReLU())
-        blocks = [ResidualBlock(features, layers, 2 * features, dropout=dropout) for layers in _stages(stages)]
-        self.blocks = nn.Sequential(*blocks)
-        self.last = nn.Conv2d(features, out_channels, 3, padding=1)
+        self.first = nn.Sequential(convolution(in_channels, features, 3, padding=1), nn.PReLU())
+        options: Any = {"dropout": dropout, "convolution": convolution}
+        self.blocks = nn.Sequential(*(ResidualBlock(features, n, 2 * features, **options) for n in _stages(stages)))
+        self.last = convolution(features, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, H, W) float -> (batch, out_channels, H, W)."""
@@ -2351,6 +3277,127 @@ class SRResNet(ResNet):
         return super().forward(_pad(x, self.factor)[..., :: self.factor, :: self.factor])[..., :height, :width]
 
 
+# Inner networks for sequences: (batch, 2, frames, H, W) real and imaginary part -> the same shape. They take the
+# sequence for periodic, as the heart is: the frame after the last is the first.
+
+
+class SpaceTimeConv(nn.Conv2d):
+    """2-D + t convolution: each frame is convolved, then each channel is mixed with the frames before and after.
+
+    Begins without mixing. The idea of separating space and time: Tran et al. 2018, CVPR; three weights per channel
+    for the time cost next to nothing, unlike a full 3x3x3 convolution.
+    """
+
+    FRAMES = 3  # that it looks at
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.time = nn.Parameter(torch.tensor([0.0, 1.0, 0.0]).repeat(self.out_channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, frames, channels, H, W) -> the same with out_channels."""
+        y = super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        before, now, after = self.time[..., None, None].unbind(1)
+        return before * y.roll(1, 1) + now * y + after * y.roll(-1, 1)
+
+
+class SpaceTimeResNet(ResNet):
+    """ResNet of SpaceTimeConv: works on any number of frames from three. Arguments as ResNet."""
+
+    min_frames = SpaceTimeConv.FRAMES
+
+    def __init__(self, in_channels: int, out_channels: int, features: int = 16, stages: str = "2x2") -> None:
+        super().__init__(in_channels, out_channels, features, stages, convolution=SpaceTimeConv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, frames, H, W) -> (batch, out_channels, frames, H, W)."""
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class FrameUNet(nn.Module):
+    """A 2-D U-Net that takes real and imaginary part of `frames` frames as its channels; other arguments as UNet."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        features: int = 32,
+        levels: int = 3,
+        dropout: float = 0.0,
+        frames: int = 12,
+    ) -> None:
+        super().__init__()
+        self.network = UNet(in_channels * frames, out_channels * frames, features, levels, dropout)
+
+    @property
+    def last(self) -> nn.Conv2d:
+        """The last layer."""
+        return self.network.last
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, frames, H, W) -> (batch, out_channels, frames, H, W)."""
+        return self.network(x.flatten(1, 2)).unflatten(1, (-1, x.shape[2]))
+
+
+class PeriodicConv3d(nn.Conv3d):
+    """3-D convolution with the frames before the first and after the last taken from the other end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, frames, H, W) -> the same with out_channels."""
+        around = self.kernel_size[0] // 2
+        return super().forward(torch.cat([x[:, :, x.shape[2] - around :], x, x[:, :, :around]], 2))
+
+
+class DualUNet(nn.Module):
+    """One U-Net for the real part, one for the imaginary part, frames as channels, attention at their coarsest level;
+    then a light 3-D residual network over both: 3x7x7, one block of features / 2, 1x1x1.
+
+    Args:
+        in_channels, out_channels: 2, real and imaginary part.
+        features, levels, dropout: of the U-Nets.
+        frames: of a sequence.
+        attention, light: off leaves that part out, for comparisons.
+    """
+
+    min_frames = 3
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        features: int = 64,
+        levels: int = 4,
+        dropout: float = 0.0,
+        frames: int = 12,
+        attention: bool = True,
+        light: bool = True,
+    ) -> None:
+        super().__init__()
+        settings: dict[str, Any] = {"dropout": dropout, "slope": 0.1, "attention": attention}
+        self.parts = nn.ModuleList(
+            _inner("unet", frames, frames, features=features, levels=levels, **settings) for _ in range(in_channels)
+        )
+        if light:
+            width = max(features // 2, 1)
+            self.first = PeriodicConv3d(in_channels, width, (3, 7, 7), padding=(0, 3, 3))
+            block = [nn.PReLU(), PeriodicConv3d(width, width, 3, padding=(0, 1, 1))]
+            self.block = nn.Sequential(*block, nn.PReLU(), PeriodicConv3d(width, width, 3, padding=(0, 1, 1)))
+            self.final = nn.Conv3d(width, out_channels, 1)
+
+    @property
+    def last(self) -> nn.Module:
+        """The last layer."""
+        return self.final if hasattr(self, "final") else self.parts.get_submodule("1.last")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 2, frames, H, W) -> the same shape."""
+        change = torch.stack([part(x[:, i]) for i, part in enumerate(self.parts)], 1)
+        if not hasattr(self, "final"):
+            return change
+        y = self.first(x + change)
+        return change + self.final(y + self.block(y))
+
+
 class PatchDiscriminator(nn.Module):
     """Judges patches: is this magnitude image a reference, given the zero-filled one?
 
@@ -2374,18 +3421,23 @@ class PatchDiscriminator(nn.Module):
     def features(self, image: Tensor, given: Tensor) -> list[Tensor]:
         """What the layers make of an image on the way to the score, each (batch, channels, .., ..)."""
         x, found = torch.stack([given, image], 1), []
-        for layer in self.layers[:-1]:
+        for layer in list(self.layers)[:-1]:
             x = layer(x)
             if isinstance(layer, nn.LeakyReLU):
                 found.append(x)
         return found
 
 
-INNER_NETWORKS: dict[str, type[nn.Module]] = {
+INNER_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,
     "resnet": ResNet,
     "recon_resnet": ReconResNet,
     "srresnet": SRResNet,
+    "space_time_resnet": SpaceTimeResNet,
+    "frame_unet": FrameUNet,
+    "dual_unet": DualUNet,
+    "dual_unet_no_attention": partial(DualUNet, attention=False),
+    "dual_unet_no_3d": partial(DualUNet, light=False),
 }
 
 
@@ -2417,12 +3469,12 @@ def normalize(x: Tensor, clamp: float = math.inf) -> tuple[Tensor, Tensor, Tenso
 
 
 def as_channels(image: Tensor) -> Tensor:
-    """(batch, H, W) complex -> (batch, 2, H, W) real and imaginary part; networks see only these."""
+    """(batch, ...) complex -> (batch, 2, ...) real and imaginary part; networks see only these."""
     return torch.view_as_real(image).movedim(-1, 1)
 
 
 def as_complex(channels: Tensor) -> Tensor:
-    """(batch, 2, H, W) -> (batch, H, W) complex64, the inverse of as_channels."""
+    """(batch, 2, ...) -> (batch, ...) complex64, the inverse of as_channels."""
     return torch.view_as_complex(channels.float().movedim(1, -1).contiguous())
 
 
@@ -2437,6 +3489,32 @@ def smooth_phase(kspace: Tensor) -> Tensor:
     window = torch.exp(-0.5 * (rows[:, None] ** 2 + columns**2) / 0.02**2)  # 2 % of either axis
     low = ifft2c(kspace * window)
     return torch.polar(torch.ones_like(low.real), low.angle())  # 1 where low is 0
+
+
+def in_windows(method: Callable[..., Tensor], frames: int, *sequences: Tensor) -> Tensor:
+    """A method that takes `frames` frames, on sequences of any length: in windows that overlap by half.
+
+    The windows go round from the last frame to the first, as heartbeats do, and repeat a sequence that is shorter.
+    Their results are averaged with weights that fall towards a window's ends, so that no seam shows.
+
+    Args:
+        method: called with a window of each sequence, (batch, frames, ...).
+        sequences: (batch, any number of frames, ...).
+    Returns:
+        what the method returns, (batch, frames of the sequences, ...).
+    """
+    total = sequences[0].shape[1]
+    place = torch.arange(frames, device=sequences[0].device)
+    weight = 1 - (2 * place + 1 - frames).abs() / (frames + 1)
+    sums: list[Tensor] = []
+    weights = sequences[0].new_zeros(total, dtype=weight.dtype)
+    for first in range(0, total, max(frames // 2, 1)):
+        chosen = (first + place) % total
+        part = method(*(sequence[:, chosen] for sequence in sequences))
+        part = part * weight.reshape(-1, *[1] * (part.ndim - 2))
+        sums = sums or [part.new_zeros(part.shape[0], total, *part.shape[2:])]
+        sums[0], weights = sums[0].index_add(1, chosen, part), weights.index_add(0, chosen, weight)
+    return sums[0] / weights.reshape(-1, *[1] * (sums[0].ndim - 2))
 
 
 class Unrolled(nn.Module):
@@ -2454,6 +3532,7 @@ class Unrolled(nn.Module):
             per cascade; none leaves them to the network.
         shared: all cascades have the same weights.
         features, levels, stages, dropout: of the inner network, those that it has; 0 or "" for its own.
+        frames: of a sequence that are reconstructed together; longer and shorter ones go through in_windows. 0: all.
     """
 
     def __init__(
@@ -2466,11 +3545,12 @@ class Unrolled(nn.Module):
         levels: int = 0,
         stages: str = "",
         dropout: float = 0.0,
+        frames: int = 0,
     ) -> None:
         super().__init__()
         choose({"hard": None, "soft": None, "none": None}, consistency, "consistency")
-        self.cascades, self.consistency = cascades, consistency
-        settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout}
+        self.cascades, self.consistency, self.frames = cascades, consistency, frames
+        settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout, "frames": frames}
         self.networks = nn.ModuleList(_inner(inner, 2, 2, **settings) for _ in range(1 if shared else cascades))
         if consistency == "soft":
             self.step = nn.Parameter(torch.full((cascades,), 2.0))  # sigmoid(2) = 0.88
@@ -2479,22 +3559,82 @@ class Unrolled(nn.Module):
         """Reconstruct a batch.
 
         Args:
-            kspace: (batch, H, W) complex, zero where not measured.
+            kspace: (batch, H, W) or, of sequences, (batch, frames, H, W) complex, zero where not measured.
             mask: bool, broadcastable to kspace.
             size: (h, w) of the result.
         Returns:
-            (batch, h, w) complex, in the units of the k-space.
+            (batch, [frames,] h, w) complex, in the units of the k-space.
+        """
+        if kspace.ndim == 4:
+            least = max(getattr(network, "min_frames", 1) for network in self.networks)
+            if kspace.shape[1] < least:
+                raise BadInput(f"{kspace.shape[1]} frames, but the network looks at {least} at a time: give more")
+            if self.frames and kspace.shape[1] != self.frames:
+                return in_windows(lambda k, m: self(k, m, size), self.frames, kspace, mask.expand(kspace.shape))
+        return center_crop(self.unroll(kspace, mask), size)
+
+    def unroll(self, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
+        """All cascades: (batch, H, W) -> image (batch, H, W); with maps, k-space and images have an axis of coils.
+
+        The network sees and changes what the coils see together; consistency holds for each coil.
         """
         image = ifft2c(kspace)
-        scale = image.abs().amax((-2, -1), keepdim=True) * smooth_phase(kspace)
+        seen = image if maps is None else combine_coils(image, maps)
+        phase = smooth_phase(kspace if maps is None else fft2c(seen))
+        scale = seen.abs().flatten(1).amax(1).reshape(-1, *[1] * (seen.ndim - 1)) * phase
         for cascade in range(self.cascades):
             network = self.networks[cascade % len(self.networks)]
-            image = image + scale * as_complex(network(as_channels(image / scale)))
+            change = scale * as_complex(network(as_channels(seen / scale)))
+            image = image + (change if maps is None else spread_coils(change, maps))
             if self.consistency == "hard":
                 image = keep_measured(image, kspace, mask)
             elif self.consistency == "soft":
                 image = keep_measured(image, kspace, mask, self.step[cascade].sigmoid())
-        return center_crop(image, size)
+            seen = image if maps is None else combine_coils(image, maps)
+        return image
+
+
+class VariationalNetwork(Unrolled):
+    """The end-to-end variational network: an unrolled network for coils that finds their sensitivities itself.
+
+    Sriram et al. 2020 (MICCAI). The maps are low_resolution images divided by their root-sum-of-squares, which a
+    small U-Net, the same for all coils, refines. The image is the root-sum-of-squares of the coils at the end.
+
+    Args: see Unrolled.
+        map_features: channels of the U-Net for the maps after its first convolution.
+    """
+
+    def __init__(
+        self,
+        inner: str = "unet",
+        cascades: int = 4,
+        consistency: str = "soft",
+        shared: bool = False,
+        features: int = 0,
+        levels: int = 0,
+        stages: str = "",
+        dropout: float = 0.0,
+        map_features: int = 4,
+    ) -> None:
+        super().__init__(inner, cascades, consistency, shared, features, levels, stages, dropout)
+        self.map_network = _inner("unet", 2, 2, features=map_features, levels=3)
+
+    def maps(self, kspace: Tensor, mask: Tensor) -> Tensor:
+        """Sensitivities (batch, coils, H, W) complex, with root-sum-of-squares 1, from the calibration lines."""
+        low = low_resolution(kspace, mask)
+        low = low / rss(low, 1).amax((-2, -1), keepdim=True)[:, None]
+        refined = low + as_complex(self.map_network(as_channels(low.flatten(0, 1)))).unflatten(0, low.shape[:2])
+        return refined / rss(refined, 1)[:, None].clamp(min=1e-12)
+
+    def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+        """(batch, coils, H, W) complex k-space -> (batch, h, w) real magnitude; see Unrolled.forward.
+
+        Raises:
+            BadInput: no coil axis; fewer than two calibration lines.
+        """
+        images = center_crop(self.unroll(kspace, mask, self.maps(kspace, mask)), size)
+        # The tiny summand keeps the gradient finite where all coils are 0.
+        return (images.abs().square().sum(1) + torch.finfo(torch.float32).tiny).sqrt()
 
 
 class KSpaceNetwork(nn.Module):
@@ -2563,8 +3703,9 @@ class MagnitudeNetwork(nn.Module):
         self.network = _inner(inner, 1, 1, **settings, upscale_factor=upscale_factor)
 
     def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
-        """(batch, H, W) complex k-space -> (batch, h, w) real magnitude; the mask is not used."""
-        x, mean, std = normalize(center_crop(ifft2c(kspace), size).abs(), clamp=6)
+        """(batch, [coils,] H, W) complex k-space -> (batch, h, w) real magnitude; the mask is not used."""
+        image = center_crop(ifft2c(kspace), size)
+        x, mean, std = normalize(rss(image, 1) if image.ndim == 4 else image.abs(), clamp=6)
         y = self.network(x[:, None])[:, 0].float()
         return (x + y if self.residual else y) * std + mean
 
@@ -2640,12 +3781,19 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "srresnet": SRRESNET,
     "srgan": SRRESNET,  # the same, trained with an adversary; see the task super_resolution
     "kspace_sr": partial(KSpaceSR, inner="unet", features=12, levels=3),
+    "cine_unet": partial(Unrolled, inner="frame_unet", consistency="none", features=32, levels=3, frames=12),
+    "cine_dual_unet": partial(
+        Unrolled, inner="dual_unet", consistency="none", features=64, levels=4, dropout=0.3, frames=12
+    ),
+    "cine_unrolled": partial(Unrolled, inner="space_time_resnet", cascades=3, features=16, stages="2x2"),
+    "rss_unet": partial(MagnitudeNetwork, inner="unet", residual=True, features=16, levels=4),
+    "varnet": partial(VariationalNetwork, inner="unet", cascades=8, features=8, levels=3),
 }
 LEARNING_RATES = {"resnet": 0.0003}  # of models that diverge at DEFAULT_RATE, which suits the others
 DEFAULT_RATE = 0.002
 MODEL_SETTINGS = (
     *("inner", "cascades", "consistency", "shared", "features", "levels", "stages", "dropout"),
-    "upscale_factor",
+    *("upscale_factor", "frames"),
 )
 
 
@@ -2660,7 +3808,7 @@ def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     inner = _defaults(choose(INNER_NETWORKS, settings.get("inner") or own["inner"], "inner network"))
     result = {}
     for key in MODEL_SETTINGS:
-        if key in own and (key in inner or key not in ("levels", "stages")):
+        if key in own and (key in inner or key not in ("levels", "stages", "dropout")):
             result[key] = settings.get(key) or own[key] or inner.get(key, own[key])
         elif settings.get(key) and key != "upscale_factor":  # that is the task's too
             raise BadInput(f"model {name!r} has no {key}: leave {key} out, or choose another model")
@@ -2684,6 +3832,29 @@ def build_model(settings: Mapping[str, Any]) -> nn.Module:
 # fastMRI's conventions: one figure per volume, data range = the largest value of the target volume.
 
 
+class _WindowSums(torch.autograd.Function):
+    """Sums over every n x n window of (..., H, W); the gradient is the same sum over the zero-padded gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, n: int) -> Tensor:
+        ctx.n = n
+        for dim in (-1, -2):
+
+            def neighbours(count: int, x: Tensor = x, dim: int = dim) -> Tensor:  # by doubling: four additions for 7
+                if count == 1:
+                    return x
+                half, size = neighbours(count // 2), x.shape[dim] - count + 1
+                total = half.narrow(dim, 0, size) + half.narrow(dim, count // 2, size)
+                return total + x.narrow(dim, count - 1, size) if count % 2 else total
+
+            x = neighbours(n)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return _WindowSums.apply(nn.functional.pad(gradients[0], [ctx.n - 1] * 4), ctx.n), None
+
+
 def ssim_map(target: Tensor, prediction: Tensor, data_range: Tensor | float, window: int = 7) -> Tensor:
     """Structural similarity of each window: uniform window, sample covariance, K = .01 and .03.
 
@@ -2699,25 +3870,17 @@ def ssim_map(target: Tensor, prediction: Tensor, data_range: Tensor | float, win
     height, width = target.shape[-2:]
     if min(height, width) < window:
         raise BadInput(f"SSIM needs images of at least {window}x{window}, not {height}x{width}")
-
-    def mean(x: Tensor) -> Tensor:
-        x = nn.functional.avg_pool2d(x.reshape(-1, 1, height, width), (window, 1), stride=1)
-        return nn.functional.avg_pool2d(x, (1, window), stride=1)
-
-    unbiased = window**2 / (window**2 - 1)
-    x, y = target, prediction.to(target.dtype)
-    mean_x, mean_y, mean_xx, mean_yy, mean_xy = (
-        mean(z).reshape(*x.shape[:-2], height - window + 1, width - window + 1) for z in (x, y, x * x, y * y, x * y)
-    )
-    var_x, var_y = unbiased * (mean_xx - mean_x**2), unbiased * (mean_yy - mean_y**2)
-    covariance = unbiased * (mean_xy - mean_x * mean_y)
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    return ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    x, y, n = target, prediction.to(target.dtype), window**2
+    sum_x, sum_y, sum_squares, sum_xy = (_WindowSums.apply(z, window) for z in (x, y, x * x + y * y, x * y))
+    # The usual formula, numerator and denominator multiplied by n^2 and, in the second factor, by n (n - 1).
+    c1, c2 = (0.01 * n * data_range) ** 2, 0.03**2 * n * (n - 1) * data_range**2
+    both, power = sum_x * sum_y, sum_x * sum_x + sum_y * sum_y
+    return (2 * both + c1) * (2 * (n * sum_xy - both) + c2) / ((power + c1) * (n * sum_squares - power + c2))
 
 
-def _volumes(target: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as float64 tensors of one shape: float32 sums cost the sixth digit."""
-    x, y = torch.as_tensor(target).double(), torch.as_tensor(prediction).double()
+def _volumes(target: Tensor, prediction: Tensor, kind: Any = torch.float64) -> tuple[Tensor, Tensor]:
+    """Both as tensors of one shape, as a rule float64: float32 sums cost the sixth digit."""
+    x, y = (torch.as_tensor(image, dtype=kind) for image in (target, prediction))
     if x.shape != y.shape:
         raise BadInput(f"target {tuple(x.shape)} and prediction {tuple(y.shape)} differ in shape")
     return x, y
@@ -2744,8 +3907,12 @@ def ssim(target: Tensor, prediction: Tensor, data_range: float | None = None) ->
 
     data_range: the largest value of the target volume unless given.
     """
-    x, y = _volumes(target, prediction)
-    return float(ssim_map(x, y, float(x.max()) if data_range is None else data_range).mean())
+    x, y = _volumes(target, prediction, None)
+    peak = float(x.max()) if data_range is None else data_range
+    x, y = (v.reshape(-1, *v.shape[-2:]) for v in (x, y))
+    step = len(x) if x.device.type == "cuda" else 1  # one slice at a time stays in a CPU's cache
+    pairs = zip(x.split(step), y.split(step))
+    return mean(float(ssim_map(a.double(), b.double(), peak).mean()) for a, b in pairs)
 
 
 def mae(target: Tensor, prediction: Tensor) -> float:
@@ -3145,7 +4312,7 @@ class SliceDataset(torch.utils.data.Dataset):
         sampled = sampled.reshape(*[1] * (kspace.ndim - sampled.ndim), *sampled.shape)
         possible = acquired.sum() * (sampled.numel() // sampled.shape[-1])
         return Sample(
-            kspace=kspace * sampled + 0.0,  # + 0.0 removes negative zeros, as fastMRI does
+            kspace=(kspace * sampled).add_(0.0),  # + 0.0 removes negative zeros, as fastMRI does
             mask=sampled | ~acquired,
             target=target,
             maximum=torch.tensor(peak),
@@ -3587,12 +4754,18 @@ def zero_filled(kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
     return center_crop(ifft2c(kspace), size)
 
 
+def zero_filled_rss(kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+    """zero_filled with coils: the root-sum-of-squares of their images."""
+    return rss(zero_filled(kspace, mask, size), 1)
+
+
 # The classical methods, and the weights that tune tries for each: wide enough for 4x and 8x, clean and noisy.
 CLASSICAL: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
     "tv": (total_variation, (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)),
     "wavelet": (wavelet, (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008)),
     "low_rank": (low_rank, (0.00001, 0.0001, 0.001, 0.01, 0.1)),
 }
+TEMPORAL_TV_WEIGHTS = (0.00025, 0.0005, 0.001, 0.002)
 
 
 def classical_method(name: str, weight: float, **options: Any) -> Method:
@@ -3635,7 +4808,7 @@ def tune(
         images = [reconstruct(make_method(weight), sample) for sample in samples]
         return mean(ssim(s.target, image, float(s.maximum)) for s, image in zip(samples, images))
 
-    return max(weights, key=quality)
+    return max(progress(weights, "tuning"), key=quality)
 
 
 def reconstruct(method: Method, batch: Sample, precision: str = "float32") -> Tensor:
@@ -3690,6 +4863,7 @@ class Task:
         read: the volumes of a folder. Raises BadInput.
         split: (folder, read) -> training and validation volumes.
         prepare: checks or derives parameters, before anything is read.
+        export: (folder, network, slices) -> nothing: what a run folder holds besides.
     """
 
     settings: Mapping[str, Any]
@@ -3700,6 +4874,7 @@ class Task:
     read: Callable[[Path], list[Volume]]
     split: Callable[[Path, Callable[[Path], list[Volume]]], tuple[list[Volume], list[Volume]]] = read_train_and_val
     prepare: Callable[[Any], None] = lambda settings: None
+    export: Callable[[Path, Method, SliceDataset], None] = lambda folder, network, dataset: None
 
 
 def tuned_tv(train_set: SliceDataset, settings: Any) -> tuple[dict[str, Method], dict[str, float]]:
@@ -3756,6 +4931,79 @@ def prepare_super_resolution(settings: Any) -> None:
         settings.perceptual_weight = settings.perceptual_weight or 0.05
 
 
+def sliding_window(kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+    """view_sharing, called like a network."""
+    return center_crop(view_sharing(kspace, mask), size)
+
+
+def cine_baselines(train_set: SliceDataset, settings: Any) -> tuple[dict[str, Method], dict[str, float]]:
+    """The baselines of cine: the sliding window, and total variation along time, its weight tuned."""
+
+    def method(weight: float) -> Method:
+        return lambda kspace, mask, size: center_crop(temporal_tv(kspace, mask, weight), size)
+
+    weight = tune(method, train_set, TEMPORAL_TV_WEIGHTS, slices=3, device=settings.device)
+    return {"sliding_window": sliding_window, "temporal_tv": method(weight)}, {"temporal_tv_weight": weight}
+
+
+def split_cine(folder: Path, read: Callable[[Path], list[Volume]]) -> tuple[list[Volume], list[Volume]]:
+    """folder/train and folder/val; or, of a folder with one cine.npz, a fifth of its sequences for validation."""
+    if not (folder / "cine.npz").exists():
+        return read_train_and_val(folder, read)
+    sequences = read(folder)
+    if len(sequences) < 2:
+        raise BadInput(f"{folder / 'cine.npz'}: one sequence cannot be split: score it with --evaluate CHECKPOINT")
+    return split_by_subject(sequences, 0.2)
+
+
+def check_cine(settings: Any) -> None:
+    """Refuse what sequences cannot have."""
+    for name in ("augment", "cache", "adversarial_weight"):
+        if getattr(settings, name):
+            raise BadInput(f"{name} is not for task 'cine': leave it out")
+
+
+@torch.inference_mode()
+def export_cine(folder: Path, network: Method, dataset: SliceDataset) -> None:
+    """Complex images beside each reconstruction, and PSNR and SSIM as text.
+
+    FOLDER/reconstructions/NAME.h5 gets the complex data sets `undersampled`, `reconstructed` and `full`, (1, frames,
+    h, w), HDF5 fields r and i: real and imaginary part. FOLDER/results.txt: a line per sequence.
+    """
+    if rank_and_size()[0] > 0:
+        return
+    device = next(network.parameters()).device if isinstance(network, nn.Module) else "cpu"
+    lines = []
+    for number in range(len(dataset)):
+        batch, volume = Sample.stack([dataset[number]]).to(device), dataset.volumes[dataset.slices[number][0]]
+        images = {
+            "undersampled": zero_filled(batch.kspace, batch.mask, volume.target_size),
+            "reconstructed": network(batch.kspace, batch.mask, volume.target_size),
+            "full": ifft2c(volume.kspace(0))[None],
+        }
+        with h5py.File(folder / "reconstructions" / volume.path.name, "a") as file:
+            for name, image in images.items():
+                file[name] = image.cpu().numpy()
+        full, words = images["full"].abs()[0], []
+        for name in ("undersampled", "reconstructed"):
+            image = images[name].abs()[0].cpu()
+            words.append(f"{name} PSNR {psnr(full, image):.2f} dB SSIM {ssim(full, image):.4f}")
+        lines.append(f"{volume.path.stem}: {', '.join(words)}")
+    replace_file(folder / "results.txt", lambda partial: partial.write_text("\n".join(lines) + "\n"))
+
+
+def tuned_parallel(train_set: SliceDataset, settings: Any) -> tuple[dict[str, Method], dict[str, float]]:
+    """The baselines of multi_coil: each method of PARALLEL with the weight that suits a few training slices best."""
+    weights = {
+        name: tune(partial(parallel_method, name), train_set, choices, slices=8, device=settings.device)
+        for name, (_, choices) in PARALLEL.items()
+    }
+    methods = {name: parallel_method(name, weight) for name, weight in weights.items()}
+    return methods, {f"{name}_weight": weight for name, weight in weights.items()}
+
+
+MULTI_COIL_FOLDER = ROOT / "data" / "demo_multi_coil"
+
 TASKS: dict[str, Task] = {
     "single_coil": Task(
         settings={
@@ -3791,7 +5039,42 @@ TASKS: dict[str, Task] = {
         split=split_images,
         prepare=prepare_super_resolution,
     ),
+    "cine": Task(
+        settings={
+            "data": "data/demo_cine",
+            "model": "cine_unrolled",
+            "mask": "kt",
+            "acceleration": 5.0,
+            "center_fraction": 11 / 192,
+            "loss": "l1_ssim",
+            "batch_size": 1,
+        },
+        demo=demo_cine,
+        models=("cine_unet", "cine_dual_unet", "cine_unrolled"),
+        start=("zero_filled", zero_filled),
+        baselines=cine_baselines,
+        read=read_cine,
+        split=split_cine,
+        prepare=check_cine,
+        export=export_cine,
+    ),
+    "multi_coil": Task(
+        settings={
+            "data": "data/demo_multi_coil",
+            "model": "varnet",
+            "mask": "equispaced",
+            "acceleration": 4.0,
+            "center_fraction": 0.08,
+            "loss": "ssim",
+        },
+        demo=partial(demo_data, MULTI_COIL_FOLDER, train=36, val=12, slices=5, matrix=128, seed=1, coils=8),
+        models=("varnet", "rss_unet"),
+        start=("zero_filled", zero_filled_rss),
+        baselines=tuned_parallel,
+        read=partial(read_folder, axes="slices, coils, H, W"),
+    ),
 }
+COMMON = {"epochs": 24, "batch_size": 4}  # of tasks that do not say otherwise
 
 
 def fill_in(settings: Any) -> Any:
@@ -3809,7 +5092,7 @@ def fill_in(settings: Any) -> Any:
         own = choose(TASKS, settings.task, "task").settings
         values.update({name: values[name] or trained.get(name, own[name]) for name in own if name != "data"})
     task = choose(TASKS, settings.task, "task")
-    values.update({name: values[name] or own for name, own in task.settings.items()})
+    values.update({name: values[name] or own for name, own in {**COMMON, **task.settings}.items()})
     if settings.upscale_factor and "upscale_factor" not in task.settings:
         raise BadInput(f"task {settings.task!r} has no upscale_factor: leave it out, or choose task super_resolution")
     choose(MODELS, settings.model, "model")
@@ -4521,7 +5804,7 @@ def add_flags(parser: argparse.ArgumentParser, source: str, several: bool = Fals
     pattern = r"^(\w+): (int|float|str|bool) = (.*?)(?:  # (.*))?$"
     for name, kind, value, text in re.findall(pattern, source, re.MULTILINE):
         default = ast.literal_eval(value)
-        options: dict[str, Any] = {"help": text.replace("%", "%%") + f" (default: {default})", "default": default}
+        options: dict[str, Any] = {"help": text.replace("%", "%%") + f" (default: {value})", "default": default}
         if kind == "bool" and not several:
             options["action"] = argparse.BooleanOptionalAction
         else:

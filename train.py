@@ -50,7 +50,7 @@ parameter of papermill (`-p center_fraction 0.04`).
 
 # %% tags=["parameters"]
 data: str = ""  # folder with train/ and val/ ("": the task's demo data, simulated when missing)
-task: str = "single_coil"  # what is reconstructed: single_coil or super_resolution
+task: str = "single_coil"  # what is reconstructed: single_coil, super_resolution, cine or multi_coil
 model: str = ""  # unet, magnitude_unet, resnet, recon_resnet, kspace_unet, unrolled ("": the task's own, unet)
 mask: str = ""  # kind of sampling mask, see notebook 02 ("": the task's own, random)
 acceleration: float = 0.0  # samples asked for / samples taken (0: the task's own, 4)
@@ -65,9 +65,10 @@ stages: str = ""  # blocks x layers of a residual network, "8x2 4x3" ("": the mo
 cascades: int = 0  # how often network and data consistency follow one another (0: the model's own)
 shared: bool = False  # all cascades share their weights
 consistency: str = ""  # with the measured samples: hard, soft (learned) or none ("": the model's own)
-dropout: float = 0.0  # probability that a feature map is dropped in training
-epochs: int = 24  # passes over the training slices
-batch_size: int = 4  # slices per step
+dropout: float = 0.0  # probability that a feature map is dropped in training (0: the model's own, 0 for most)
+frames: int = 0  # of a sequence reconstructed together (0: the model's own, or all)
+epochs: int = 0  # passes over the training slices (0: the task's own, 24)
+batch_size: int = 0  # slices per step (0: the task's own, 4)
 lr: float = 0.0  # learning rate at its highest (0: the model's own, 0.002 for most)
 optimizer: str = "adam"  # adam, adamw or rmsprop
 schedule: str = "cosine"  # learning rate over the steps: constant, step or cosine (with 5 % warm-up)
@@ -293,6 +294,7 @@ def reconstruct_folder(settings):
         metrics = mri.summarize_run(scores, others, settings)
         images = {name: stacks for name, (_, stacks, _) in scores.items()}
         mri.save_run(settings.out, metrics, images, others, network.history)
+        mri.TASKS[settings.task].export(Path(settings.out), network, others)
         print(mri.metrics_table(metrics))
     seconds, slices = time.perf_counter() - start, len(test_files) + len(others)
     print(f"{settings.out}: {slices} slices, {slices / seconds:.1f} per second, from file to file")
@@ -332,6 +334,7 @@ def train_and_score(settings):
     metrics |= {"train_seconds": state.seconds, "parameters_count": mri.count_parameters(network)}
     metrics["warnings"] += mri.training_warnings(state.history)
     mri.save_run(settings.out, metrics, images, val_set, state.history)
+    mri.TASKS[settings.task].export(Path(settings.out), network, val_set)
     print(mri.metrics_table(metrics), f"All of it, with figures: {settings.out}", sep="\n")
     return metrics
 
