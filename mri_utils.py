@@ -3713,12 +3713,13 @@ class MagnitudeNetwork(nn.Module):
 class KSpaceSR(nn.Module):
     """Extends k-space beyond its measured central block, and keeps that block: super-resolution from k-space.
 
-    Real and imaginary part of the measured k-space are divided by the mean magnitude of fully sampled k-space at the
-    same distance from the centre, a template taken from the training set, so that no frequency outweighs the others.
-    Convolutions over k-space itself are products in the image and cannot reach beyond the block; so the generator
-    works on the inverse transform of this whitened k-space, an image of edges, and the transform of what it returns,
-    times the template, is the new k-space. Scale and smooth phase are taken out first and come back at the end, as in
-    Unrolled; the measured samples are put back, and the loss is that of the image.
+    Real and imaginary part of the measured k-space come in twice: as they are, and divided by the mean magnitude of
+    fully sampled k-space at the same distance from the centre, a template taken from the training set, so that no
+    frequency outweighs the others. Convolutions over k-space itself are products in the image: they cannot
+    reach beyond the block. So the network works on the inverse transforms of both, an image and its edges, and the
+    transform of what it returns is the new k-space (times the template it would learn fine detail more slowly).
+    Scale and smooth phase are taken out first and come back at the end, as in Unrolled; the measured samples are put
+    back, and the loss is that of the image.
 
     Args: see Unrolled; upscale_factor is for an inner "srresnet", which is made for one factor.
     """
@@ -3736,7 +3737,7 @@ class KSpaceSR(nn.Module):
     ) -> None:
         super().__init__()
         settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout}
-        self.network = _inner(inner, 2, 2, **settings, upscale_factor=upscale_factor)
+        self.network = _inner(inner, 4, 2, **settings, upscale_factor=upscale_factor)
         self.template: Tensor
         self.register_buffer("template", torch.zeros(3 * self.BINS // 2 + 1))  # logarithms
 
@@ -3764,9 +3765,9 @@ class KSpaceSR(nn.Module):
         below = bins.long().clamp(max=len(self.template) - 2)
         template = torch.lerp(self.template[below], self.template[below + 1], bins - below).exp()
         edges = as_channels(ifft2c(fft2c(image / scale) / template))
-        contrast = edges.square().mean((-3, -2, -1), keepdim=True).sqrt()
-        new = fft2c(as_complex(contrast * self.network(edges / contrast))) * template
-        return center_crop(keep_measured(image + scale * ifft2c(new), kspace, mask), size)
+        edges = edges / edges.square().mean((-3, -2, -1), keepdim=True).sqrt()
+        new = self.network(torch.cat([as_channels(image / scale), edges], 1))
+        return center_crop(keep_measured(image + scale * as_complex(new), kspace, mask), size)
 
 
 SRRESNET = partial(MagnitudeNetwork, inner="srresnet", residual=True, features=32, stages="6x2", upscale_factor=2)
@@ -3810,7 +3811,7 @@ def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     for key in MODEL_SETTINGS:
         if key in own and (key in inner or key not in ("levels", "stages", "dropout")):
             result[key] = settings.get(key) or own[key] or inner.get(key, own[key])
-        elif settings.get(key):
+        elif settings.get(key) and key != "upscale_factor":  # that is the task's too
             raise BadInput(f"model {name!r} has no {key}: leave {key} out, or choose another model")
     return result
 
@@ -5029,7 +5030,7 @@ TASKS: dict[str, Task] = {
             "loss": "l1_ssim",
         },
         demo=demo_sr,
-        models=("kspace_sr", "srresnet", "srgan"),
+        models=("kspace_sr", "srresnet", "srgan", "unet", "kspace_unet"),
         start=("sinc", zero_filled),
         baselines=lambda train_set, settings: (
             {"bicubic": lambda kspace, mask, size: bicubic(kspace, size, settings.upscale_factor)},
@@ -5093,6 +5094,8 @@ def fill_in(settings: Any) -> Any:
         values.update({name: values[name] or trained.get(name, own[name]) for name in own if name != "data"})
     task = choose(TASKS, settings.task, "task")
     values.update({name: values[name] or own for name, own in {**COMMON, **task.settings}.items()})
+    if settings.upscale_factor and "upscale_factor" not in task.settings:
+        raise BadInput(f"task {settings.task!r} has no upscale_factor: leave it out, or choose task super_resolution")
     choose(MODELS, settings.model, "model")
     if settings.model not in task.models:
         raise BadInput(f"model {settings.model!r} is not for task {settings.task!r}: use {', '.join(task.models)}")
@@ -5193,7 +5196,7 @@ def vgg_features() -> nn.Module | None:
 
 def roughness(image: Tensor) -> Tensor:
     """Anisotropic total variation per pixel of (batch, h, w) magnitudes: what tv_weight weighs."""
-    return _gradient(image).abs().sum(0).mean()
+    return sum(image.diff(dim=axis).abs().sum() for axis in (-2, -1)) / image.numel()
 
 
 class Adversary:
