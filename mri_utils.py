@@ -52,6 +52,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -4256,6 +4257,10 @@ class SliceDataset(torch.utils.data.Dataset):
             and epoch, reproducibly, which is what training wants.
         limit: use only the first `limit` slices of an even spread; 0 uses all.
         augment: vary orientation, matrix size and noise (see vary_scan), reproducibly; needs a seed.
+        skip: a file that turns out to be unreadable is named once; from then on the next readable slice of
+            the same size stands in for each of its slices. Otherwise it raises BadInput.
+    Attributes:
+        unreadable: numbers of the volumes left out so.
     """
 
     def __init__(
@@ -4267,8 +4272,10 @@ class SliceDataset(torch.utils.data.Dataset):
         seed: int | None = None,
         limit: int = 0,
         augment: bool = False,
+        skip: bool = False,
     ) -> None:
         self.volumes, self.seed, self.epoch = list(volumes), seed, 0
+        self.skip, self.unreadable = skip, set[int]()
         self.mask, self.augment = mask, augment and seed is not None
         factors = acceleration if isinstance(acceleration, Sequence) else [acceleration]
         self.sampling = [(factor, center_fraction * factors[0] / factor) for factor in factors]
@@ -4291,6 +4298,39 @@ class SliceDataset(torch.utils.data.Dataset):
         return *volume.shape[1:-2], volume.target_size[0], volume.shape[-1]
 
     def __getitem__(self, index: int) -> Sample:
+        reason: BadInput | None = None
+        for i in ((index + k) % len(self) for k in range(len(self) if self.skip else 1)):
+            v = self.slices[i][0]
+            if v not in self.unreadable and self.size(i) == self.size(index):
+                try:
+                    return self.sample(i)
+                except BadInput as error:
+                    if not self.skip:
+                        raise
+                    reason = error
+                    self.leave_out(v, str(error))
+        path = self.volumes[self.slices[index][0]].path
+        raise BadInput(f"{path}: no other training file of its size can stand in for it: mend the files") from reason
+
+    def leave_out(self, volume: int, reason: str) -> None:
+        """Read a volume no more, and say so once; processes that read for this one are silent."""
+        if volume not in self.unreadable and torch.utils.data.get_worker_info() is None:
+            print(f"{reason}; left out from now on", file=sys.stderr, flush=True)
+        self.unreadable.add(volume)
+
+    def without_unreadable(self) -> list[str]:
+        """Forget the volumes that were left out, in all processes; returns one line on them, if there are any."""
+        gone = set().union(*gather([self.unreadable]))
+        if not gone:
+            return []
+        names = ", ".join(self.volumes[v].path.name for v in sorted(gone))
+        new = {v: i for i, v in enumerate(v for v in range(len(self.volumes)) if v not in gone)}
+        self.volumes, self.unreadable = [self.volumes[v] for v in new], set()
+        self.slices = [(new[v], s) for v, s in self.slices if v in new]
+        return [f"{len(gone)} training volumes turned unreadable and were left out: {names}"]
+
+    def sample(self, index: int) -> Sample:
+        """Slice `index` itself, read and undersampled."""
         v, s = self.slices[index]
         volume = self.volumes[v]
         kspace, acquired = volume.cropped(s)
@@ -4445,7 +4485,11 @@ def training_batches(loader: torch.utils.data.DataLoader, device: str) -> Iterat
     if sampler.processes > 1:  # dropout must differ between the processes; one process goes on as it was seeded
         seeds = sampler.dataset.seed or 0, sampler.dataset.epoch, sampler.rank, 2
         torch.manual_seed(np.random.RandomState(seeds).randint(2**31))
-    for batch, (_, share) in zip(progress(loader, "training"), sampler.plan()):
+    dataset = sampler.dataset
+    for batch, (part, share) in zip(progress(loader, "training"), sampler.plan()):
+        for planned, found in zip((dataset.slices[i][0] for i in part), batch.volume.tolist()):
+            if planned != found:  # a process that reads for this one came upon it
+                dataset.leave_out(planned, f"{dataset.volumes[planned].path}: cannot be read")
         yield batch.to(device), share
 
 
@@ -4829,24 +4873,28 @@ def reconstruct_volume(
         method: a network or a classical method.
         dataset: where the slices come from.
         volume: index into dataset.volumes.
-        settings: train.py's parameters, of which device, batch_size and precision count.
+        settings: train.py's parameters, of which device, batch_size, precision and workers (threads here, which
+            read the next slices meanwhile) count.
     Returns:
         reconstruction and target, float32 (slices, h, w) on the CPU, and the seconds that the method
         took, without the reading. Frames of a sequence count as slices.
     """
-    device, size, precision = "cpu", 8, "float32"
+    device, size, precision, workers = "cpu", 8, "float32", 0
     if settings is not None:
         device, size, precision = settings.device, settings.batch_size, settings.precision
+        workers = getattr(settings, "workers", 0)
     if isinstance(method, nn.Module) and method.training:
         raise BadInput("the network is in training mode, where dropout and batch statistics change it: call .eval()")
     chosen = [i for i, (v, _) in enumerate(dataset.slices) if v == volume]
     images, targets, seconds = [], [], 0.0
-    for first in range(0, len(chosen), size):
-        batch = Sample.stack([dataset[i] for i in chosen[first : first + size]]).to(device)
-        start = time.perf_counter()
-        images.append(reconstruct(method, batch, precision).cpu())  # .cpu() waits for a GPU to finish
-        seconds += time.perf_counter() - start
-        targets.append(batch.target.cpu())
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        samples = (pool.map if workers else map)(dataset.__getitem__, chosen)
+        while group := list(itertools.islice(samples, size)):
+            batch = Sample.stack(group).to(device)
+            start = time.perf_counter()
+            images.append(reconstruct(method, batch, precision).cpu())  # .cpu() waits for a GPU to finish
+            seconds += time.perf_counter() - start
+            targets.append(batch.target.cpu())
     return torch.cat(images).flatten(0, -3), torch.cat(targets).flatten(0, -3), seconds
 
 
@@ -5305,7 +5353,8 @@ class RunState:
 
     FIRST = ("best.pt", "checkpoint.pt")  # all that a run killed in its first save can leave, whole or .partial
     # between a run and its resumption; shards because it follows the number of processes
-    MAY_CHANGE = ("data", "device", "epochs", "workers", "cache", "shards", "accumulate", "compile", "resume", "out")
+    MAY_CHANGE = ("data", "device", "epochs", "workers", "cache", "skip_unreadable", "shards", "accumulate", "compile")
+    MAY_CHANGE += ("resume", "out")
 
     def __init__(self, settings: Any, parts: Mapping[str, Any]) -> None:
         self.settings, self.parts = settings, parts
