@@ -3756,7 +3756,9 @@ class KSpaceSR(nn.Module):
             size, bins = kspace / ifft2c(kspace).abs().max(), self._bins(kspace).round().long().flatten()
             total.index_add_(0, bins, size.abs().flatten())
             count.index_add_(0, bins, torch.ones(len(bins)))
-        self.template.copy_((total / count.clamp(min=1)).clamp(min=1e-6).log())
+        filled = count > 0
+        self.template[filled] = (total / count)[filled].clamp(min=1e-6).log()
+        self.template[~filled] = self.template[filled].min()  # the last ones, and all gaps of a small matrix
 
     def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
         """(batch, H, W) complex k-space -> (batch, h, w) complex image; see Unrolled.forward."""
