@@ -1,0 +1,377 @@
+"""Several coils: the simulated array, sensitivity maps, SENSE, GRAPPA, the variational network, the task multi_coil."""
+
+import json
+import math
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import mri_utils as mri
+import train
+
+MATRIX, COILS = 64, 8
+
+
+@pytest.fixture(scope="module")
+def head():
+    """The middle slice of a head without noise: k-space (8, 64, 64), and what lies inside the head."""
+    kspace, _ = mri.simulate_head(2, "PD", slices=1, matrix=MATRIX, width=MATRIX, noise=0, coils=COILS)
+    kspace = mri.crop_readout(kspace[0], MATRIX)
+    image = mri.rss(mri.ifft2c(kspace))
+    return kspace, image > 0.1 * image.max()
+
+
+@pytest.fixture(scope="module")
+def true_maps():
+    """Smooth sensitivities with root-sum-of-squares 1 on the grid of `head`, without the simulation's wobble."""
+    mm = (np.arange(MATRIX) - MATRIX // 2) * 230 / MATRIX
+    maps = mri.coil_sensitivities(COILS, np.array([30.0]), mm, mm)[0]
+    return maps / mri.rss(maps)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Multi-coil demo data that train in seconds."""
+    folder = tmp_path_factory.mktemp("coils") / "demo"
+    return mri.demo_data(folder, train=3, val=2, slices=2, matrix=48, coils=4)
+
+
+def grid(step, centre, width=MATRIX):
+    """A regular grid that has a line at DC, and `centre` lines around it."""
+    mask = (torch.arange(width) - width // 2) % step == 0
+    mask[width // 2 - centre // 2 : width // 2 + centre // 2] = True
+    return mask
+
+
+def overlap(a, b):
+    """|<a, b>| per pixel of maps with root-sum-of-squares 1: 1 where they agree up to a phase."""
+    return (a.conj() * b).sum(0).abs()
+
+
+# --- the array --------------------------------------------------------------------------------------
+
+
+def test_loops_have_the_field_of_a_loop_on_its_axis():
+    """One loop of radius 65 mm, 112 mm off the middle: 2 pi R^2 / (R^2 + d^2)^1.5, the wire's thickness in R^2 + d^2."""
+    columns, rows = np.arange(-120.0, 120.0, 2.0), np.arange(-120.0, 120.0, 2.0)
+    field = mri.coil_sensitivities(1, np.array([44.0]), rows, columns)[0, 0]  # the loop looks along x at z = 44
+    axis = field[60, 40:100]  # from -40 to 78 mm at y = 0
+    d = columns[40:100] + 112
+    expected = 1 / (65**2 + d**2 + 12**2) ** 1.5
+    ratio = axis.real.numpy() / expected
+    assert np.abs(ratio / ratio.mean() - 1).max() < 0.02  # 32 segments stand for the circle
+    assert axis.imag.abs().max() < 0.01 * axis.abs().max()  # no field across the axis
+
+
+def test_coils_see_one_head_and_change_nothing_else():
+    single, about = mri.simulate_head(5, slices=2, matrix=48)
+    many, info = mri.simulate_head(5, slices=2, matrix=48, coils=4)
+    assert single.shape == (2, 96, 52) and many.shape == (2, 4, 96, 52) and many.dtype == torch.complex64
+    assert {k: v for k, v in info.items() if k != "noise_scan"} == about
+    a, b = mri.ifft2c(single).abs(), mri.rss(mri.ifft2c(many), 1)
+    assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.9  # the same anatomy, shaded
+
+
+def test_noise_scan_tells_the_covariance_of_the_noise():
+    """The noise itself: the same scan with and without it. The covariance from the noise scan whitens it."""
+    arguments = dict(slices=4, matrix=48, coils=COILS)
+    loud, info = mri.simulate_head(7, noise=0.05, **arguments)
+    noise = (loud - mri.simulate_head(7, noise=0, **arguments)[0]).movedim(1, 0)
+    covariance = mri.noise_covariance(info["noise_scan"])
+    measured = noise.flatten(1) @ noise.flatten(1).mH / noise[0].numel()
+    scale = measured.diagonal().abs().sqrt()
+    correlation = (measured / scale / scale[:, None]).abs()
+    assert ((covariance - measured).abs() / scale / scale[:, None]).max() < 0.07
+    assert correlation.fill_diagonal_(0).max() > 0.2  # correlated, so that there is something to undo
+    white = mri.prewhiten(noise.movedim(0, 1), covariance).movedim(1, 0).flatten(1)
+    assert torch.allclose(white @ white.mH / white.shape[1], torch.eye(COILS) + 0j, atol=0.07)
+
+
+def test_compression_keeps_what_it_can():
+    """Of coils that are mixtures of three, three virtual ones hold everything; all of them hold it anyway."""
+    torch.manual_seed(0)
+    kspace = torch.einsum("ij,sjhw->sihw", torch.randn(6, 3) + 0j, torch.randn(2, 3, 9, 8, dtype=torch.complex64))
+    for coils in (3, 6):
+        assert torch.allclose(mri.rss(mri.compress_coils(kspace, coils), 1), mri.rss(kspace, 1), rtol=1e-3)
+    one, two = (mri.compress_coils(kspace, n) for n in (1, 2))
+    assert torch.allclose(one, two[:, :1]) and one.norm() < two.norm() < kspace.norm()
+    largest = np.linalg.svd(kspace.movedim(1, 0).flatten(1).numpy(), compute_uv=False)[0]
+    assert float(one.norm()) == pytest.approx(largest, rel=1e-4)
+
+
+def test_files_in_fastmri_layout(files):
+    volume = mri.read_folder(files / "val")[0]
+    assert volume.shape[1:3] == (4, 48) and volume.target_key == "reconstruction_rss"
+    expected = mri.rss(mri.center_crop(mri.ifft2c(volume.kspace(1)), (48, 48)))
+    assert torch.allclose(volume.target(1), expected, atol=1e-6)
+    noise = volume.noise()
+    assert noise.shape == (4, 4096) and noise.dtype == torch.complex64
+    air = mri.ifft2c(volume.kspace(0))[:, :, :2].reshape(4, -1)  # the first columns lie outside the head
+    assert (
+        mri.noise_covariance(noise).diagonal().abs() / mri.noise_covariance(air).diagonal().abs()
+    ).log().abs().max() < 1
+
+
+# --- the operator and SENSE -------------------------------------------------------------------------
+
+
+def test_forward_and_adjoint_with_coils(random):
+    """<M F S x, y> = <x, S^H F^H M y>, in double precision."""
+    x, y = random(2, 9, 12, dtype=torch.complex128), random(2, 3, 9, 12, dtype=torch.complex128)
+    maps, mask = random(2, 3, 9, 12, dtype=torch.complex128), torch.arange(12) % 3 != 1
+    left = torch.vdot((mask * mri.fft2c(mri.spread_coils(x, maps))).flatten(), y.flatten())
+    right = torch.vdot(x.flatten(), mri.combine_coils(mri.ifft2c(mask * y), maps).flatten())
+    assert complex(left) == pytest.approx(complex(right), rel=1e-12)
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_sense_recovers_a_noiseless_image(head, true_maps, step):
+    kspace, inside = head
+    image = mri.ifft2c(kspace).sum(0) * inside
+    mask = grid(step, 6)
+    measured = mask * mri.fft2c(mri.spread_coils(image, true_maps))
+    found = mri.sense(measured, mask, true_maps, weight=0, iterations=150)
+    assert (found - image).norm() < 1e-4 * image.norm()
+
+
+def test_total_variation_with_one_uniform_coil_is_total_variation(head):
+    kspace = head[0][:1]
+    mask = mri.sampling_mask("random", kspace.shape, 3, 0.12, seed=1)
+    plain = mri.total_variation(kspace[0] * mask, mask, 0.003, 400)
+    coil = mri.total_variation(kspace * mask, mask, 0.003, 400, torch.ones_like(kspace))
+    assert (coil - plain).norm() < 2e-3 * plain.norm()
+
+
+# --- sensitivity maps -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", list(mri.SENSITIVITIES))
+def test_maps_are_those_of_the_fully_sampled_head(head, method):
+    kspace, inside = head
+    maps = mri.sensitivity_maps(kspace * grid(3, 16), grid(3, 16), method)
+    smooth = mri.ifft2c(kspace)
+    smooth = smooth / mri.rss(smooth)  # without noise, any pixel inside tells the sensitivities
+    assert overlap(maps, smooth)[inside].mean() > 0.98
+    assert torch.allclose(mri.rss(maps)[inside], torch.tensor(1.0), atol=1e-4)
+
+
+def test_espirit_is_that_of_sigpy(head):
+    app = pytest.importorskip("sigpy.mri.app")
+    kspace, inside = head
+    theirs = app.EspiritCalib(
+        kspace.numpy(), calib_width=24, thresh=0.02, kernel_width=6, crop=0, show_pbar=False
+    ).run()
+    ours = mri.espirit_maps(kspace, grid(4, 24), threshold=0.02, crop=0)
+    agreement = overlap(ours, torch.from_numpy(theirs))[inside]
+    assert agreement.mean() > 0.98 and agreement.quantile(0.05) > 0.95
+    # the phase belongs to no one, but from pixel to pixel it must not jump where there is signal
+    jumps = (ours[:, 1:] * ours[:, :-1].conj()).sum(0).angle()[inside[1:] & inside[:-1]]
+    assert jumps.abs().quantile(0.95) < 0.5
+
+
+def test_espirit_crops_the_air(head):
+    kspace, inside = head
+    cropped = mri.rss(mri.espirit_maps(kspace, grid(4, 24)))
+    assert (
+        cropped[inside].mean() > 0.9 and cropped[:4].mean() < 0.2 and set(cropped.round().unique().tolist()) == {0, 1}
+    )
+
+
+# --- GRAPPA -----------------------------------------------------------------------------------------
+
+
+def test_grappa_is_exact_where_its_assumption_holds(random):
+    """Coils that are shifted copies in k-space: each missing line is a neighbour's line of another coil."""
+    plane = random(40, 60)
+    kspace = torch.stack([plane.roll(shift, -1) for shift in (0, 1, 2)])
+    mask = grid(3, 20, 60)
+    filled = mri.grappa(kspace * mask, mask, weight=1e-7)
+    assert (filled - kspace)[:, :, 6:-6].norm() < 1e-3 * kspace.norm()
+    assert torch.equal(filled[..., mask], kspace[..., mask])
+
+
+def test_grappa_kernels_of_a_regular_grid(head):
+    kspace, _ = head
+    kernels = mri.grappa_kernels(kspace * grid(4, 16), grid(4, 16))
+    found = {offsets: len(columns) for columns, offsets, _ in kernels}
+    inner = {(-5, -1, 3, 7), (-6, -2, 2, 6), (-7, -3, 1, 5)}
+    assert inner <= set(found) and all(found[offsets] >= 6 for offsets in inner)
+    assert sum(found.values()) == int((~grid(4, 16)).sum())  # every missing line has a kernel
+    assert all(w.shape == (COILS, COILS * 5 * len(offsets)) for _, offsets, w in kernels)
+
+
+@pytest.mark.parametrize("kind", ["equispaced", "random"])
+def test_sense_and_grappa_beat_zero_filling(kind):
+    kspace, _ = mri.simulate_head(4, slices=1, matrix=MATRIX, width=MATRIX, noise=0.02, coils=COILS)
+    kspace = mri.crop_readout(kspace[0], MATRIX)
+    target = mri.rss(mri.ifft2c(kspace))[None]
+    mask = mri.sampling_mask(kind, kspace.shape, 3, 0.16, seed=3)
+    batch = (kspace * mask)[None], mask.expand(1, 1, 1, MATRIX), (MATRIX, MATRIX)
+    start = mri.psnr(target, mri.zero_filled_rss(*batch))
+    for name in mri.PARALLEL:
+        assert mri.psnr(target, mri.parallel_method(name, 0.003)(*batch)) > start + 3, name
+
+
+def test_g_factor_is_pruessmanns(true_maps):
+    """Sampled at every second line, pixels half a field of view apart fold: a 2x2 problem with a known g."""
+    torch.manual_seed(0)
+    root = torch.randn(COILS, COILS, dtype=torch.complex64) / 8 + torch.eye(COILS)
+    covariance = root @ root.mH
+    maps = mri.prewhiten(true_maps[None], covariance)[0]  # SENSE weighs the coils by the noise after whitening
+    white, size = torch.eye(COILS) + 0j, (8, MATRIX)
+    maps = maps[:, ::8]
+    mask = torch.arange(MATRIX) % 2 == 0
+    g = mri.g_factor(lambda k, m: mri.sense(k, m, maps, 0, 40), white, mask, size, replicas=400)
+    folded = torch.stack([maps, maps.roll(MATRIX // 2, -1)], -1).movedim(0, -2)  # (H, W, coils, 2)
+    gram = folded.mH @ folded
+    expected = (torch.linalg.inv(gram).diagonal(dim1=-2, dim2=-1) * gram.diagonal(dim1=-2, dim2=-1))[..., 0].real.sqrt()
+    assert (g / expected).log().abs().mean() < 0.06 and float(expected.max()) > 1.05
+    assert float((g / expected).mean()) == pytest.approx(1, abs=0.02)
+
+
+# --- faults -----------------------------------------------------------------------------------------
+
+
+def test_faults_are_told(random, files, tmp_path):
+    flat, coils, lines = random(16, 32), random(4, 16, 32), grid(4, 8, 32)
+    with pytest.raises(mri.BadInput, match="no coil axis"):
+        mri.sensitivity_maps(flat, lines)
+    with pytest.raises(mri.BadInput, match="no coil axis"):
+        mri.grappa(flat, lines)
+    for function in (mri.sensitivity_maps, mri.grappa):
+        with pytest.raises(mri.BadInput, match="1 calibration lines.*raise center_fraction"):
+            function(coils, torch.arange(32) % 4 == 0)
+    with pytest.raises(mri.BadInput, match="5 coils asked for, of 4"):
+        mri.compress_coils(coils, 5)
+    with pytest.raises(mri.BadInput, match="sensitivity maps 'espirt', did you mean 'espirit'"):
+        mri.sensitivity_maps(coils, lines, "espirt")
+    with pytest.raises(mri.BadInput, match="no coil axis"):
+        mri.build_model({"model": "varnet", "features": 4})(flat[None], lines, (16, 16))
+
+
+def test_wrong_files_are_told(files, tiny, tmp_path):
+    with pytest.raises(mri.BadInput, match=r"this task takes \(slices, coils, H, W\)"):
+        train.run(task="multi_coil", data=str(tiny), out=str(tmp_path / "run"))
+    with pytest.raises(mri.BadInput, match=r"this task takes \(slices, H, W\)"):
+        train.run(data=str(files), out=str(tmp_path / "run"))
+    broken = tmp_path / "noise.h5"
+    broken.write_bytes(next((files / "val").glob("*.h5")).read_bytes())
+    with h5py.File(broken, "r+") as file:
+        del file["noise"]
+        file["noise"] = np.zeros((3, 10), np.complex64)
+    with pytest.raises(mri.BadInput, match=r"noise has shape \(3, 10\) beside kspace"):
+        mri.read_volume(broken).noise()
+    with h5py.File(broken, "r+") as file:
+        del file["noise"]
+    assert mri.read_volume(broken).noise() is None
+
+
+# --- networks ---------------------------------------------------------------------------------------
+
+
+def test_calibration_columns_of_a_batch():
+    masks = torch.stack([grid(4, 8, 32), grid(4, 4, 32)])[:, None, None]
+    found = mri.calibration_columns(masks)
+    assert found.shape == masks.shape
+    assert found[0, 0, 0].nonzero().flatten().tolist() == list(range(12, 21))  # line 20 of the grid follows 19
+    assert found[1, 0, 0].nonzero().flatten().tolist() == list(range(14, 18))
+
+
+@pytest.fixture(scope="module")
+def varnet():
+    """A small variational network that does something: its last layers start at zero otherwise."""
+    torch.manual_seed(0)
+    network = mri.build_model({"model": "varnet", "features": 4, "levels": 2, "cascades": 2})
+    for module in (*network.networks, network.map_network):
+        torch.nn.init.normal_(module.last.weight, std=0.3)
+    return network
+
+
+def test_variational_network_before_training_keeps_what_is_measured(random):
+    kspace, mask = random(2, 3, 24, 20), grid(3, 6, 20).expand(2, 1, 1, 20)
+    network = mri.build_model({"model": "varnet", "features": 4, "levels": 2})
+    assert torch.allclose(
+        network(kspace * mask, mask, (16, 18)), mri.zero_filled_rss(kspace * mask, mask, (16, 18)), atol=1e-4
+    )
+
+
+def test_variational_network_symmetries(varnet, random):
+    """The coils have no order, the units no meaning; the slices of a batch do not mix."""
+    kspace, mask = random(2, 3, 24, 20), torch.stack([grid(3, 6, 20), grid(2, 8, 20)])[:, None, None]
+    with torch.no_grad():
+        result = varnet(kspace * mask, mask, (16, 18))
+        assert result.shape == (2, 16, 18)
+        zero = mri.zero_filled_rss(kspace * mask, mask, (16, 18))
+        assert (result - zero).norm() > 0.1 * zero.norm()
+        assert torch.allclose(varnet((kspace * mask)[:, [2, 0, 1]], mask, (16, 18)), result, rtol=1e-3, atol=1e-4)
+        assert torch.allclose(varnet(1e-5 * kspace * mask, mask, (16, 18)), 1e-5 * result, rtol=1e-3, atol=1e-9)
+        assert torch.allclose(varnet((kspace * mask)[:1], mask[:1], (16, 18)), result[:1], rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_are_finite_with_a_dead_coil(varnet, random):
+    kspace, mask = random(1, 3, 24, 20), grid(3, 6, 20).expand(1, 1, 1, 20)
+    kspace[:, 1] = 0
+    varnet(kspace * mask, mask, (24, 20)).sum().backward()
+    assert all(torch.isfinite(w.grad).all() for w in varnet.parameters())
+    assert all(w.grad.any() for w in (varnet.step, varnet.map_network.last.weight))
+    varnet.zero_grad()
+
+
+@pytest.mark.parametrize("model", ["varnet", "rss_unet"])
+def test_training_run(model, files, tmp_path):
+    """The loop of notebook 04 on coils: baselines, metrics, a checkpoint that loads; from the cache the same."""
+    small = {"features": 4, "levels": 2, "epochs": 1, "center_fraction": 0.16, "train_accelerations": "4 8"}
+    small |= {"task": "multi_coil", "model": model, "data": str(files)}
+    metrics = train.run(**small, out=str(tmp_path / "run"))
+    assert list(metrics["methods"]) == ["zero_filled", "sense", "grappa", "tv_sense", model]
+    assert {"sense_weight", "grappa_weight", "tv_sense_weight"} <= set(metrics)
+    for name in ("sense", "grappa", "tv_sense"):
+        assert metrics["methods"][name]["psnr"]["mean"] > metrics["methods"]["zero_filled"]["psnr"]["mean"]
+    assert metrics["parameters"]["mask"] == "equispaced" and json.loads((tmp_path / "run/metrics.json").read_text())
+    network = mri.load_model(tmp_path / "run" / "checkpoint.pt")
+    assert network.settings["task"] == "multi_coil"
+    scored = train.run(evaluate=str(tmp_path / "run" / "checkpoint.pt"), data=str(files), out=str(tmp_path / "again"))
+    assert scored["methods"][model]["ssim"]["mean"] == pytest.approx(
+        metrics["methods"][model]["ssim"]["mean"], abs=1e-6
+    )
+
+
+def test_cache_holds_coils(files, tmp_path):
+    volumes = mri.read_folder(files / "val")
+    for volume, cached in zip(volumes, mri.cache_volumes(volumes, tmp_path / "cache")):
+        assert all(torch.equal(a, b) for a, b in zip(volume.cropped(1), cached.cropped(1)))
+        assert torch.equal(volume.target(1), cached.target(1))
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+import mri_utils as mri, train
+torch.set_num_threads(2)
+folder = Path(sys.argv[1])
+for person, split in enumerate(("train", "val")):
+    kspace = torch.randn(1, 15, 640, 368, dtype=torch.complex64)
+    path = folder / split / f"{split}.h5"
+    mri.write_volume(path, kspace, target_size=(320, 320), acquisition="AXT2", patient_id=str(person))
+settings = train.check(SimpleNamespace(**train.parameters | {"task": "multi_coil", "data": str(folder), "batch_size": 1}))
+train_set, val_set = train.load_data(settings)
+network, adversary, loader, optimizer, scheduler = train.prepare(settings, train_set)
+print(train.train_epoch(network, adversary, loader, optimizer, scheduler, settings))
+print("peak MiB:", mri.peak_memory()["main"])
+"""
+
+
+def test_files_of_fastmri_size_train_within_stated_memory(tmp_path):
+    """One step of the default network on 15 coils of 640 x 368, batch size 1: see data/README.md."""
+    command = [sys.executable, "-c", MEMORY, str(tmp_path)]
+    done = subprocess.run(command, cwd=mri.ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    peak = int(done.stdout.rpartition("peak MiB:")[2])
+    print(done.stdout)
+    assert math.isfinite(peak) and 500 < peak < 6000
