@@ -50,7 +50,7 @@ parameter of papermill (`-p center_fraction 0.04`).
 
 # %% tags=["parameters"]
 data: str = ""  # folder with train/ and val/ ("": the task's demo data, simulated when missing)
-task: str = "single_coil"  # what is reconstructed: single_coil, super_resolution or cine
+task: str = "single_coil"  # what is reconstructed: single_coil, super_resolution, cine or multi_coil
 model: str = ""  # unet, magnitude_unet, resnet, recon_resnet, kspace_unet, unrolled ("": the task's own, unet)
 mask: str = ""  # kind of sampling mask, see notebook 02 ("": the task's own, random)
 acceleration: float = 0.0  # samples asked for / samples taken (0: the task's own, 4)
@@ -84,6 +84,7 @@ device: str = "auto"  # cpu, cuda, or auto: a GPU if there is one
 precision: str = "float32"  # of the network: float32, tf32 (on GPUs) or bfloat16
 workers: int = 0  # processes that read slices (0: the main process does)
 cache: str = ""  # folder on a fast disk or in memory for slices ready to train with ("": none)
+skip_unreadable: bool = False  # go on without training files that turn unreadable, instead of stopping
 accumulate: int = 1  # pieces that a batch is taken in, one after the other: less memory, same steps
 clip: float = 0.0  # largest norm of the gradient of a step (0: any)
 ema: float = 0.0  # share of the old in a moving average of the weights, which is then the model (0: none)
@@ -123,6 +124,7 @@ def load_data(settings):
     several = mri.read_numbers(settings.train_accelerations, "train_accelerations")
     sampling = settings.mask, several or settings.acceleration, settings.center_fraction
     options = {"seed": settings.seed, "limit": settings.train_slices, "augment": settings.augment}
+    options |= {"skip": settings.skip_unreadable}
     return mri.SliceDataset(train, *sampling, **options), val_set
 
 
@@ -330,9 +332,10 @@ def train_and_score(settings):
     train_set, val_set = load_data(settings)
     print(mri.describe(settings, train_set, val_set))
     network, state = train(settings, train_set, val_set)
+    left_out = train_set.without_unreadable()
     metrics, images = score_all(settings, network, train_set, val_set)
     metrics |= {"train_seconds": state.seconds, "parameters_count": mri.count_parameters(network)}
-    metrics["warnings"] += mri.training_warnings(state.history)
+    metrics["warnings"] += left_out + mri.training_warnings(state.history)
     mri.save_run(settings.out, metrics, images, val_set, state.history)
     mri.TASKS[settings.task].export(Path(settings.out), network, val_set)
     print(mri.metrics_table(metrics), f"All of it, with figures: {settings.out}", sep="\n")
