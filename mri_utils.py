@@ -3533,6 +3533,7 @@ class Unrolled(nn.Module):
             per cascade; none leaves them to the network.
         shared: all cascades have the same weights.
         features, levels, stages, dropout: of the inner network, those that it has; 0 or "" for its own.
+        start: of a sequence, zero_filled or view_sharing.
         frames: of a sequence that are reconstructed together; longer and shorter ones go through in_windows. 0: all.
     """
 
@@ -3546,11 +3547,13 @@ class Unrolled(nn.Module):
         levels: int = 0,
         stages: str = "",
         dropout: float = 0.0,
+        start: str = "zero_filled",
         frames: int = 0,
     ) -> None:
         super().__init__()
         choose({"hard": None, "soft": None, "none": None}, consistency, "consistency")
-        self.cascades, self.consistency, self.frames = cascades, consistency, frames
+        choose({"zero_filled": None, "view_sharing": None}, start, "start")
+        self.cascades, self.consistency, self.start, self.frames = cascades, consistency, start, frames
         settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout, "frames": frames}
         self.networks = nn.ModuleList(_inner(inner, 2, 2, **settings) for _ in range(1 if shared else cascades))
         if consistency == "soft":
@@ -3583,6 +3586,10 @@ class Unrolled(nn.Module):
         image = seen if maps is None else spread_coils(seen, maps)
         phase = smooth_phase(kspace if maps is None else fft2c(seen))
         scale = seen.abs().flatten(1).amax(1).reshape(-1, *[1] * (seen.ndim - 1)) * phase
+        if self.start == "view_sharing":
+            if kspace.ndim < 4:
+                raise BadInput("start view_sharing is for sequences: leave start out")
+            image = view_sharing(kspace, mask)
         for cascade in range(self.cascades):
             network = self.networks[cascade % len(self.networks)]
             change = scale * as_complex(network(as_channels(seen / scale)))
@@ -3792,15 +3799,18 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "cine_dual_unet": partial(
         Unrolled, inner="dual_unet", consistency="none", features=64, levels=4, dropout=0.3, frames=12
     ),
-    "cine_unrolled": partial(Unrolled, inner="space_time_resnet", cascades=3, features=16, stages="2x2"),
+    "cine_unrolled": partial(
+        Unrolled, inner="space_time_resnet", cascades=3, features=16, stages="2x2", start="view_sharing"
+    ),
     "rss_unet": partial(MagnitudeNetwork, inner="unet", residual=True, features=16, levels=4),
     "varnet": partial(VariationalNetwork, inner="unet", cascades=6, features=8, levels=3),
 }
-LEARNING_RATES = {"resnet": 0.0003}  # of models that diverge at DEFAULT_RATE, which suits the others
+# Of models that diverge at DEFAULT_RATE, which suits most, or are slow at it.
+LEARNING_RATES = {"resnet": 0.0003, "cine_unrolled": 0.005}
 DEFAULT_RATE = 0.002
 MODEL_SETTINGS = (
     *("inner", "cascades", "consistency", "shared", "features", "levels", "stages", "dropout"),
-    *("upscale_factor", "frames"),
+    *("upscale_factor", "start", "frames"),
 )
 
 
