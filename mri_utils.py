@@ -5497,7 +5497,7 @@ def quality_warnings(scores: Mapping[str, tuple], val_set: SliceDataset, setting
     """What is suspicious about a run, one line each: the files, the masks, the scores, the images.
 
     Args:
-        scores: as in summarize_run; the later methods are held against the first one, which fills nothing in.
+        scores: as in summarize_run; the network, its last, is held against the first, which fills nothing in.
         val_set: what was scored.
         settings: all parameters; the mask's kind, acceleration and center_fraction count.
     """
@@ -5514,9 +5514,9 @@ def quality_warnings(scores: Mapping[str, tuple], val_set: SliceDataset, setting
     used = {tuple(sample.mask.shape): sample.mask for sample in samples}
     if len(samples) > 2 and len(drawn) > 4 and all(s.mask.equal(used[tuple(s.mask.shape)]) for s in samples):
         lines.append("one mask for all volumes: the figures hold for this mask only, draw one per volume")
-    start = next(iter(scores))
+    start, *_, network = scores
     for name, (rows, images, _) in scores.items():
-        for metric in ("ssim", "psnr"):
+        for metric in ("ssim", "psnr") if name == network else ():
             ours, before = (mean(row[metric] for row in r) for r in (rows, scores[start][0]))
             if ours < before:
                 against = f"below {start.replace('_', '-')} ({ours:.4g} < {before:.4g})"
