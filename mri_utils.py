@@ -25,6 +25,7 @@ import ast
 import contextlib
 import copy
 import csv
+import dataclasses
 import difflib
 import functools
 import hashlib
@@ -41,13 +42,17 @@ import platform
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import warnings
 import xml.etree.ElementTree as ElementTree
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -150,10 +155,14 @@ def crop_readout(kspace: Tensor, height: int) -> Tensor:
     Returns:
         (..., height, W) complex; ifft2c of it is ifft2c(kspace) cropped along H.
     """
-    if kspace.shape[-2] == height:
+    full, width = kspace.shape[-2:]
+    if full == height:
         return kspace
-    hybrid = _centred(torch.fft.ifftn, kspace, (-2,))
-    return _centred(torch.fft.fftn, center_crop(hybrid, (height, kspace.shape[-1])), (-2,))
+    # As in _centred, but only the rows that stay are moved.
+    rows = torch.fft.fftshift(torch.arange(full, device=kspace.device))[:, None].expand(full, width)
+    rows = torch.fft.ifftshift(center_crop(rows, (height, width))[:, 0])
+    hybrid = torch.fft.ifft(torch.fft.ifftshift(kspace, dim=-2), dim=-2, norm="ortho")
+    return torch.fft.fftshift(torch.fft.fft(hybrid.index_select(-2, rows), dim=-2, norm="ortho"), dim=-2)
 
 
 def nufft(image: Tensor, trajectory: Tensor) -> Tensor:
@@ -220,6 +229,7 @@ def _nufft(values: Tensor, trajectory: Tensor, size: Sequence[int], adjoint: boo
 #   Vasanawala et al., Practical parallel imaging compressed sensing MRI, IEEE ISBI 2011
 #   Zbontar et al., fastMRI, arXiv:1811.08839, 2018
 #   Defazio, Offset sampling, arXiv:1912.01101, 2019
+#   Jung et al., k-t FOCUSS, Magn Reson Med 61, 2009
 
 Shape = tuple[int, ...]
 Rng = np.random.RandomState  # numpy's older generator: its stream is the one fastMRI's published masks come from
@@ -282,14 +292,14 @@ def sampling_mask(
     center_fraction: float,
     seed: int | str | tuple[int, ...] | None = None,
 ) -> Tensor:
-    """Draw a sampling mask of any kind in the table MASKS.
+    """Draw a sampling mask of any kind in the tables MASKS and SEQUENCE_MASKS.
 
     The kinds that exist in fastMRI return the same lines as fastMRI for the same seed.
     A file name as seed gives that file the same mask in every run, which is how fastMRI
     fixes its validation masks; None gives a new mask at every call, as in training.
 
     Args:
-        kind: a key of MASKS.
+        kind: a key of MASKS, or of SEQUENCE_MASKS for a sequence (..., frames, H, W).
         shape: shape of the k-space, (..., H, W); 1-D kinds read only W.
         acceleration: R, at least 1. All samples / kept samples, centre included, except for
             equispaced, magic and grappa: there it is the step of the grid, a whole number,
@@ -300,7 +310,8 @@ def sampling_mask(
         seed: None, a whole number, a file name (without its folder) or a tuple of whole numbers.
 
     Returns:
-        torch.bool, shape (W,) for a 1-D kind, (H, W) for a 2-D kind: broadcasts to `shape`.
+        torch.bool, shape (W,) for a 1-D kind, (H, W) for a 2-D kind, (frames, 1, W) for a
+        kind of SEQUENCE_MASKS: broadcasts to `shape`.
 
     Raises:
         BadInput: unknown kind, a number outside its range, or numbers that contradict
@@ -308,13 +319,13 @@ def sampling_mask(
 
     Source: Zbontar 2018 for the seeds and the 1-D kinds; otherwise the docstring of the kind.
     """
-    draw = choose(MASKS, kind, "mask kind")
+    draw = choose(MASKS | SEQUENCE_MASKS, kind, "mask kind")
     shape = tuple(int(n) for n in shape)
-    axes = 2 if kind in _KINDS_2D else 1
+    axes = 3 if kind in SEQUENCE_MASKS else 2 if kind in _KINDS_2D else 1
     if len(shape) < axes or min(shape) < 1:
         raise BadInput(
             f"shape {shape} does not fit the {axes}-D kind {kind!r}: "
-            f"give {'(..., H, W)' if axes == 2 else '(..., W)'}, every size at least 1"
+            f"give (..., {', '.join(('frames', 'H', 'W')[-axes:])}), every size at least 1"
         )
     _check_numbers(acceleration, center_fraction)
     try:
@@ -582,6 +593,38 @@ def _low_pass(shape: Shape, acceleration: float, center_fraction: float, rng: Rn
     return _center(shape, max(1 / acceleration, 1 / min(shape) ** 2))  # one sample at least
 
 
+# --- ky-t kinds: other lines in every frame of a sequence -------------------
+
+
+def _kt(shape: Shape, acceleration: float, center_fraction: float, rng: Rng) -> np.ndarray:
+    """int(W / R) lines, new in every frame, centre included, density (1 - distance)^2 outside it (Jung 2009)."""
+    return _new_lines(shape, acceleration, center_fraction, rng, (1 - _distance(shape[-1:])) ** 2)
+
+
+def _kt_gaussian(shape: Shape, acceleration: float, center_fraction: float, rng: Rng) -> np.ndarray:
+    """int(W / R) lines, new in every frame, centre included, Gaussian density plus 1 / 2R outside it (Jung 2009)."""
+    frequency = np.arange(shape[-1]) - shape[-1] / 2
+    density = np.exp(-0.5 * (frequency / (shape[-1] / 10)) ** 2) + 1 / (2 * acceleration)
+    return _new_lines(shape, acceleration, center_fraction, rng, density)
+
+
+def _new_lines(shape: Shape, acceleration: float, center_fraction: float, rng: Rng, density: np.ndarray) -> np.ndarray:
+    """Lines by density around the centre: (frames, H, W) -> bool (frames, 1, W), no two frames alike."""
+    frames, _, n = shape
+    center, lines = _center((n,), center_fraction, acceleration), int(n / acceleration)
+    free, extra = n - int(center.sum()), lines - int(center.sum())
+    if extra < 0 or (frames > 1 and math.comb(free, extra) < 2 * frames):  # twice: the last new ones take many draws
+        raise BadInput(
+            f"acceleration {acceleration:g} leaves {lines} of {n} lines a frame, {n - free} are the centre: too few "
+            f"for {frames} different frames, lower center_fraction or acceleration"
+        )
+    drawn: dict[bytes, np.ndarray] = {}
+    while len(drawn) < frames:
+        mask = _draw(np.where(center, np.inf, density), lines, rng)
+        drawn[mask.tobytes()] = mask  # lines that a frame has already are drawn again
+    return np.stack(list(drawn.values()))[:, None]
+
+
 MASKS: dict[str, Callable] = {
     "random": _random,
     "equispaced": _equispaced,
@@ -596,6 +639,7 @@ MASKS: dict[str, Callable] = {
     "spiral": _spiral,
     "low_pass": _low_pass,
 }
+SEQUENCE_MASKS: dict[str, Callable] = {"kt": _kt, "kt_gaussian": _kt_gaussian}
 _KINDS_OWN_CENTER = ("radial", "spiral", "low_pass")  # a dense centre by geometry: they ignore center_fraction
 _KINDS_2D = ("gaussian_2d", "poisson_disc", *_KINDS_OWN_CENTER)
 _KINDS_WHOLE_STEP = ("equispaced", "magic", "magic_fraction", "grappa")  # a grid of every n-th line, n whole
@@ -729,7 +773,8 @@ class Volume:
         """
         if self.target_key:
             target = torch.from_numpy(self._read(self.target_key, index, np.float32))
-            if not torch.isfinite(target).all():
+            low, high = target.aminmax()
+            if not (torch.isfinite(low) and torch.isfinite(high)):
                 raise BadInput(
                     f"{self.path}: slice {index} of {self.target_key} holds NaN or infinite values: "
                     "repair or remove the file"
@@ -755,11 +800,14 @@ class Volume:
         The header's limits, less empty columns at the edge of `kspace` ([coils,] H, W). Columns
         outside are zero in the file and in the reference; no mask counts them as sampled.
         """
-        width = self.shape[-1]
-        column = torch.arange(width)
-        energy = torch.view_as_real(kspace).abs().reshape(-1, width, 2).amax((0, 2))  # ten times faster than |complex|
-        filled = torch.nonzero(energy > EMPTY_COLUMN * energy.max()).flatten()
-        first, end = max(self.columns[0], int(filled[0])), min(self.columns[1], int(filled[-1]) + 1)
+        samples, (first, end) = torch.view_as_real(kspace), self.columns
+        low, high = samples.aminmax()
+        least = EMPTY_COLUMN * max(-low, high)
+        while first < end and samples[..., first, :].abs().max() <= least:
+            first += 1
+        while first < end and samples[..., end - 1, :].abs().max() <= least:
+            end -= 1
+        column = torch.arange(self.shape[-1])
         return (column >= first) & (column < end)
 
     def noise(self) -> Tensor | None:
@@ -787,10 +835,33 @@ class Volume:
         if isinstance(index, int) and not 0 <= index < len(self):
             raise BadInput(f"{self.path}: no slice {index}: choose one from 0 to {len(self) - 1}")
         place = f"slice {index} of {key}" if isinstance(index, int) else key
-        with _reading(self.path, place), h5py.File(self.path, "r") as file:
-            with np.errstate(over="ignore"):  # what is too large for the type becomes infinite, and is told
-                slice_: np.ndarray = file[key][index].astype(kind, copy=False)
-            return slice_
+        # What is too large for the type becomes infinite, and is told.
+        with _reading(self.path, place), np.errstate(over="ignore"):
+            state = self.path.stat()
+            plain = _plain_layout(self.path, key, state.st_size, state.st_mtime_ns, state.st_ino)
+            if plain and isinstance(index, int):
+                start, stored, shape = plain
+                count = math.prod(shape)
+                slice_ = np.fromfile(self.path, stored, count, offset=start + index * count * stored.itemsize)
+                return slice_.reshape(shape).astype(kind, copy=False)
+            with h5py.File(self.path, "r") as file:
+                return file[key][index].astype(kind, copy=False)
+
+
+@functools.lru_cache(4096)
+def _plain_layout(path: Path, key: str, *state: int) -> tuple[int, np.dtype, tuple[int, ...]] | None:
+    """Where the slices of a data set begin in the file, their type and shape; None if they lie in chunks.
+
+    Reading them from there takes a fifth of the time that HDF5 takes, and no file stays open.
+
+    Args:
+        path, key: the file and its data set.  state: of the file, which is looked into again when it changes.
+    """
+    with h5py.File(path, "r") as file:
+        data = file[key]
+        start, stored = data.id.get_offset(), data.dtype
+        plain = start is not None and stored.kind in "cfiu" and data.id.get_type().get_size() == stored.itemsize
+        return (start, stored, data.shape[1:]) if plain else None
 
 
 @contextlib.contextmanager
@@ -1179,7 +1250,441 @@ def volume_warnings(volume: Volume) -> list[str]:
         "the k-space is Hermitian: made from magnitude images, not measured": looks_magnitude_only(kspace),
         "the air is empty: simulated without noise, or masked": looks_noiseless(kspace),
     }
-    return [text for text, true in found.items() if true]
+    note = getattr(volume, "note", "")  # an ImageVolume's
+    return [text for text, true in found.items() if true] + [note] * bool(note)
+
+
+# Images instead of k-space: DICOM series and folders of pictures.
+
+
+def spectrum_extent(kspace: Tensor) -> tuple[int, int]:
+    """The matrix (rows, columns) beyond which the spectrum is empty, by the threshold of looks_interpolated.
+
+    Args:
+        kspace: ([coils,] H, W) complex.
+    """
+    power = kspace.abs().square().reshape(-1, *kspace.shape[-2:]).sum(0)
+    sizes = []
+    for profile in (power.sum(1), power.sum(0)):
+        distance = (torch.arange(len(profile)) - len(profile) // 2).abs()
+        share = distance / (len(profile) / 2)
+        band = profile[(share > 0.25) & (share < 0.4)].mean()
+        sizes.append(min(len(profile), 2 * int(distance[profile > 1e-3 * band].max())))
+    return sizes[0], sizes[1]
+
+
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+
+
+@dataclass(frozen=True)
+class ImageVolume(Volume):
+    """Magnitude images, of which k-space is computed; a slice is read and transformed when asked for.
+
+    A magnitude image has Hermitian k-space, half of which says nothing new, and what a scanner interpolated comes
+    back by undoing the interpolation: networks look better on such data than on scans ("data crimes", Shimron et
+    al. 2022, PNAS 119(13)). So k-space is cropped to the acquired matrix, and a smooth phase, and noise if wanted,
+    are simulated; both are the same at every reading, because the name of the file is their seed.
+
+    Attributes:
+        files: the image of each slice.
+        phase: simulate a smooth phase; without it k-space is Hermitian.
+        noise_level: standard deviation, in the real part, of simulated noise, as a fraction of the slice's maximum.
+        note: what was done to the images, and why; "" if nothing.
+    """
+
+    files: tuple[Path, ...]
+    phase: bool = True
+    noise_level: float = 0.0
+    note: str = ""
+
+    def image(self, index: int) -> Tensor:
+        """Slice `index` as it is stored, rescaled as its header says: float32, before any crop."""
+        if not 0 <= index < len(self):
+            raise BadInput(f"{self.path}: no slice {index}: choose one from 0 to {len(self) - 1}")
+        image = torch.from_numpy(_read_picture(self.files[index]))
+        if not torch.isfinite(image).all() or not image.any():
+            raise BadInput(f"{self.files[index]}: the image is empty, or holds NaN or infinite values: remove the file")
+        return image
+
+    def kspace(self, index: int) -> Tensor:
+        """See Volume.kspace; the image values keep their size."""
+        image = self.image(index)
+        kspace = center_crop(fft2c(image), self.shape[1:])
+        image = ifft2c(kspace) * math.sqrt(kspace.numel() / image.numel())
+        random = np.random.RandomState(tuple(map(ord, self.files[index].name)))
+        if self.phase:
+            y, x = (torch.linspace(-1, 1, n) for n in image.shape)
+            terms = torch.stack(torch.broadcast_tensors(torch.ones(()), y[:, None], x, y[:, None] ** 2, x**2))
+            weights = torch.from_numpy(random.normal(0, 1.2, 5).astype(np.float32))
+            image = torch.polar(image.real, torch.tensordot(weights, terms, 1))  # a negative value gets another pi
+        if self.noise_level:
+            drawn = torch.from_numpy(random.standard_normal((*image.shape, 2)).astype(np.float32))
+            image = image + self.noise_level * image.abs().max() * torch.view_as_complex(drawn)
+        return fft2c(image)
+
+    def fingerprints(self) -> list[str]:
+        """See Volume.fingerprints: of the stored images' central rows."""
+        rows = [self.image(i)[self.image(i).shape[0] // 2].numpy() for i in range(len(self))]
+        return [hashlib.sha1(row.tobytes()).hexdigest() if row.any() else "" for row in rows]
+
+    def part(self, first: int, end: int) -> ImageVolume:
+        """Slices first .. end - 1 as a volume of their own, which counts as a subject of its own."""
+        which = f"slices_{first}_{end - 1}"
+        return dataclasses.replace(
+            self,
+            path=self.path.with_name(f"{self.path.stem}_{which}.h5"),
+            shape=(end - first, *self.shape[1:]),
+            patient_id=f"{self.patient_id}_{which}",
+            files=self.files[first:end],
+        )
+
+
+@contextlib.contextmanager
+def _judging(path: Path, what: str) -> Iterator[None]:
+    """Tell whatever a reader of images finds in damaged bytes in one line; its warnings are not for the user."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except BadInput:
+        raise
+    except Exception as error:  # these readers raise whatever the bytes lead them to
+        raise BadInput(f"{path}: damaged {what} ({type(error).__name__}): copy or export it again") from error
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether a file says of itself that it is DICOM; the name needs no suffix."""
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+# What is read of a DICOM header; the rest stays in the file.
+DICOM_TAGS = [
+    *("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "PhotometricInterpretation", "BitsAllocated"),
+    *("BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept", "PatientID", "PatientName"),
+    *("StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "ImagePositionPatient"),
+    *("ImageOrientationPatient", "SliceLocation", "AcquisitionMatrix", "InPlanePhaseEncodingDirection"),
+    *("ScanningSequence", "EchoTime", "ImageType", "WindowCenter", "WindowWidth"),
+]
+
+
+def _dicom(path: Path, pixels: bool = False) -> Any:
+    """The header of a DICOM file, or its image as float32 (H, W).
+
+    Raises:
+        BadInput: no pydicom; the file is damaged, compressed without a decoder, in colour, too large ..
+    """
+    if importlib.util.find_spec("pydicom") is None:
+        raise BadInput(f"{path}: reading DICOM needs pydicom: pip install pydicom")
+    import pydicom
+
+    with _judging(path, "DICOM file"):
+        syntax = pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID
+        if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:  # a small file may unpack to any size
+            raise BadInput(f"{path}: the whole file is deflated: convert it (dcmconv +te)")
+        tags: list[Any] = [*DICOM_TAGS, "PixelData"] if pixels else [*DICOM_TAGS]
+        data = pydicom.dcmread(path, specific_tags=tags, stop_before_pixels=not pixels)
+        rows, columns = int(data.get("Rows") or 0), int(data.get("Columns") or 0)
+        if rows < 1 or columns < 1 or (pixels and "PixelData" not in data):
+            raise BadInput(f"{path}: no pixel data in it, so no image: remove the file")
+        if rows * columns > LARGEST_SLICE:
+            raise BadInput(f"{path}: {rows}x{columns} pixels, more than {LARGEST_SLICE} are not read")
+        colours = str(data.get("PhotometricInterpretation"))
+        if int(data.get("SamplesPerPixel") or 1) != 1 or colours not in ("MONOCHROME1", "MONOCHROME2"):
+            raise BadInput(f"{path}: a colour image ({colours[:20]}): give grey ones")
+        if int(data.get("NumberOfFrames") or 1) != 1:
+            raise BadInput(f"{path}: many frames in one file: convert it to single frames")
+        if not pixels:
+            return data
+        try:
+            stored = data.pixel_array
+        except (RuntimeError, NotImplementedError) as error:
+            if not syntax.is_compressed:
+                raise
+            raise BadInput(
+                f"{path}: compressed ({syntax.name}), and no decoder reads it: pip install pylibjpeg "
+                "pylibjpeg-libjpeg pylibjpeg-openjpeg, or decompress it (gdcmconv --raw)"
+            ) from error
+        slope, intercept = float(data.get("RescaleSlope") or 1), float(data.get("RescaleIntercept") or 0)
+        image = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+        return image.max() - image if colours == "MONOCHROME1" else image
+
+
+@contextlib.contextmanager
+def _picture(path: Path) -> Iterator[Any]:
+    """A PNG, TIFF .. file as Pillow opens it, which reads the header only."""
+    from PIL import Image
+
+    with _judging(path, "image"), Image.open(path) as opened:
+        if opened.width * opened.height * getattr(opened, "n_frames", 1) > LARGEST_SLICE:
+            raise BadInput(f"{path}: {opened.height}x{opened.width} pixels are too many for a slice: crop the image")
+        yield opened
+
+
+def _picture_size(path: Path) -> tuple[int, int]:
+    """(H, W) of an image file, from its header."""
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        data = _dicom(path)
+        return data.Rows, data.Columns
+    with _picture(path) as opened:
+        return opened.height, opened.width
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    """One grey image, DICOM or a common image format, as float32 (H, W)."""
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        image: np.ndarray = _dicom(path, pixels=True)
+        return image
+    from skimage import io as images
+
+    with _picture(path):
+        image = images.imread(path)
+        if image.ndim == 3 and image.shape[-1] in (3, 4) and not np.ptp(image[..., :3], axis=-1).any():
+            image = image[..., 0]  # grey, stored as three equal colours
+        if image.ndim != 2 or image.dtype.kind not in "fiub":
+            raise BadInput(f"{path}: a colour image or several in one, of shape {image.shape}: give single grey images")
+        return image.astype(np.float32)
+
+
+# Person -> "subject_1", .. in the order of reading: names and numbers of patients stay inside this dictionary.
+_SUBJECTS: dict[Any, str] = {}
+
+
+def _series(files: Sequence[Path]) -> Iterator[tuple[str, dict, list[Path]]]:
+    """DICOM files as (acquisition, what is known, files in the order of their position), a series at a time."""
+    series: dict[Any, list[tuple[float, Path, Any]]] = {}
+    for path in files:
+        data = _dicom(path)
+        try:
+            kind = "/".join(map(str, data.get("ImageType") or ()))
+            turn = [float(v) for v in data.get("ImageOrientationPatient") or ()]
+            place = [float(v) for v in data.get("ImagePositionPatient") or ()]
+            if len(turn) == 6 and len(place) == 3:
+                position = float(np.dot(np.cross(turn[:3], turn[3:]), place))
+            else:
+                position = float(data.get("SliceLocation") or data.get("InstanceNumber") or 0)
+            key = str(data.get("SeriesInstanceUID")), kind, float(data.get("EchoTime") or 0)
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"{path}: damaged DICOM header ({error}): copy or export it again") from error
+        series.setdefault(key, []).append((position, path, data))
+    for (_, _, echo), found in series.items():
+        found.sort(key=lambda item: item[:2])
+        data = found[0][2]
+        person = str(data.get("PatientID", "")), str(data.get("PatientName", ""))
+        if not any(c.isalnum() for text in person for c in text):  # "***" or nothing: made anonymous
+            person = (str(data.get("StudyInstanceUID", "")),)
+        # Free text of the header (descriptions, protocols) may name a person: only codes and numbers are taken.
+        codes = [c for c in np.atleast_1d(data.get("ScanningSequence") or []) if c in ("SE", "IR", "GR", "EP", "RM")]
+        known: dict[str, Any] = {"person": person, "matrix": (0, 0), "name": f"series_{data.get('SeriesNumber') or 0}"}
+        matrix = [int(n) for n in data.get("AcquisitionMatrix") or () if n]
+        if len(matrix) == 2:
+            known["matrix"] = matrix[::-1] if data.get("InPlanePhaseEncodingDirection") == "COL" else matrix
+        with contextlib.suppress(TypeError, ValueError):  # for display only; some headers give several
+            known["window"] = float(data.get("WindowCenter")), float(data.get("WindowWidth"))
+        yield "_".join([*codes, f"TE{echo:g}"]), known, [path for _, path, _ in found]
+
+
+def read_images(folder: str | Path, phase: bool = True, noise: float = 0.0) -> list[Volume]:
+    """Volumes of a folder of images: DICOM series, told apart by their headers, or grey PNG, TIFF .. files.
+
+    Subfolders are searched. A DICOM series is one volume, sorted by position; so are the plain images of one
+    folder, sorted by name, which count as one subject. Names and numbers of patients are used to tell subjects apart
+    and appear nowhere: subjects are numbered.
+
+    Images that the scanner interpolated are cropped in k-space to the acquired matrix, known from the header
+    (AcquisitionMatrix) or, where that says nothing, from where the spectrum of the middle slice ends. Every matrix is
+    then cropped to multiples of 8, so that half and a quarter of it are whole and even.
+
+    Args:
+        folder: of the files.
+        phase, noise: see ImageVolume.
+    Raises:
+        BadInput: no such folder, no image in it; a file that cannot be read, sizes that differ within a volume.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such folder: data/README.md tells where each data set goes")
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    pictures: dict[Path, list[Path]] = {}
+    for path in files:
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            pictures.setdefault(path.parent, []).append(path)
+    found: list[tuple[str, dict, list[Path]]] = list(_series([path for path in files if _is_dicom(path)]))
+    for parent, inside in pictures.items():
+        known = {"person": (str(parent.resolve()),), "matrix": (0, 0), "name": parent.name}
+        found.append(("images", known, inside))
+    if not found:
+        raise BadInput(f"{folder}: no DICOM, PNG or TIFF image in it: is this the folder of the images?")
+    names, volumes = Counter[str](), list[Volume]()
+    for acquisition, known, inside in found:
+        name = f"{folder.name}_{known['name']}"
+        names[name] += 1
+        name += f"_{names[name]}" if names[name] > 1 else ""
+        volume = ImageVolume(
+            path=folder / f"{name}.h5",
+            shape=(len(inside), 0, 0),
+            target_size=(0, 0),
+            acquisition=acquisition,
+            patient_id=_SUBJECTS.setdefault(known["person"], f"subject_{len(_SUBJECTS) + 1}"),
+            columns=(0, 0),
+            mask=None,
+            target_key=None,
+            attributes={"window": known["window"]} if "window" in known else {},
+            files=tuple(inside),
+            phase=phase,
+            noise_level=noise,
+        )
+        stored = volume.image(len(inside) // 2)
+        for path in inside:
+            size = _picture_size(path)
+            if size != tuple(stored.shape):
+                raise BadInput(
+                    f"{path}: {size[0]}x{size[1]} pixels, but {inside[len(inside) // 2].name} has "
+                    f"{stored.shape[0]}x{stored.shape[1]}: put images of one size into each folder"
+                )
+        spectrum, note = fft2c(stored), ""
+        matrix = [min(n, m) if m else m for n, m in zip(known["matrix"], stored.shape)]
+        source = "AcquisitionMatrix"
+        if not all(matrix):
+            matrix, source = (spectrum_extent(spectrum), "its spectrum") if looks_interpolated(spectrum) else ([], "")
+        matrix = list(matrix or stored.shape)
+        if matrix != list(stored.shape):
+            note = (
+                f"images of {stored.shape[0]}x{stored.shape[1]} were interpolated from {matrix[0]}x{matrix[1]} "
+                f"({source}): k-space cropped to that"
+            )
+        h, w = (n // 8 * 8 for n in matrix)
+        if [h, w] != matrix:
+            note += f"{'; ' if note else ''}{matrix[0]}x{matrix[1]} cropped to {h}x{w}, multiples of 8"
+        if min(h, w) < 8:
+            raise BadInput(
+                f"{inside[0]}: an image of {stored.shape[0]}x{stored.shape[1]} is too small: use larger ones"
+            )
+        if note:
+            print(f"{volume.path.stem}: {note}")
+        size = {"shape": (len(inside), h, w), "target_size": (h, w), "columns": (0, w), "note": note}
+        volumes.append(dataclasses.replace(volume, **size))
+    return volumes
+
+
+@dataclass(frozen=True)
+class CineVolume(Volume):
+    """One sequence of a cine.npz file, whose k-space is computed from its images; shape (1, frames, H, W).
+
+    Attributes:
+        path: a name of its own for each sequence, beside the file; there is no such file.
+        store: the file.
+        number: of the sequence in the file.
+    """
+
+    store: Path
+    number: int
+
+    def kspace(self, index: int) -> Tensor:
+        """k-space of the sequence (its only "slice" is 0): complex64 (frames, H, W)."""
+        return fft2c(self._images(index))
+
+    def target(self, index: int) -> Tensor:
+        """The magnitude of the fully sampled sequence: float32 (frames, H, W)."""
+        return self._images(index).abs()
+
+    def fingerprints(self) -> list[str]:
+        """A hash of the middle row of all frames, see Volume.fingerprints."""
+        rows = self._images(0)[:, self.shape[-2] // 2].contiguous() + 0
+        return [hashlib.sha1(rows.numpy().tobytes()).hexdigest()]
+
+    def _images(self, index: int) -> Tensor:
+        if index != 0:
+            raise BadInput(f"{self.path}: no slice {index}: a sequence is one, number 0")
+        with _reading(self.store, f"sequence {self.number}"), np.errstate(over="ignore"):
+            images = torch.from_numpy(_cine_samples(self.store)[self.number].astype(np.complex64))
+        if not torch.isfinite(images.abs()).all():
+            raise BadInput(f"{self.store}: sequence {self.number} holds NaN or infinite values: repair or remove it")
+        if not images.any():
+            raise BadInput(f"{self.store}: sequence {self.number} is all zero: remove it")
+        return images
+
+
+LARGEST_UNPACKED = 2**32  # bytes of a compressed cine.npz, which is unpacked in memory; others are read piece by piece
+
+
+@functools.lru_cache(maxsize=4)
+def _cine_samples(path: Path) -> np.ndarray:
+    """The array `dataset` of an .npz file, (samples, frames, rows, columns): mapped from the disk if it can be.
+
+    Nothing is allocated before the header's declared shape was held against the size of what is there.
+    """
+    try:
+        with zipfile.ZipFile(path) as zipped:
+            names = zipped.namelist()
+            if "dataset.npy" not in names:
+                keys = ", ".join(name.removesuffix(".npy") for name in names[:9])
+                raise BadInput(f"{path}: no key 'dataset' (found: {keys or 'nothing'}): save the sequences under it")
+            info = zipped.getinfo("dataset.npy")
+            with zipped.open(info) as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, fortran, dtype = read(member)
+                start = member.tell()
+        if dtype.kind not in "fciu":
+            raise BadInput(f"{path}: dataset is {dtype}, not numbers: objects are never unpickled, save an array")
+        if len(shape) != 4 or 0 in shape:
+            raise BadInput(f"{path}: dataset has shape {shape}: expected (samples, frames, rows, columns)")
+        size = math.prod(shape) * dtype.itemsize
+        if size + start != info.file_size:
+            raise ValueError(f"the header declares {shape}, which is not what follows")
+        if math.prod(shape[1:]) > LARGEST_SLICE:
+            raise BadInput(f"{path}: sequences of {shape[1:]}: more than {LARGEST_SLICE} samples each are not read")
+        if info.compress_type == zipfile.ZIP_STORED:
+            with open(path, "rb") as file:
+                file.seek(info.header_offset + 26)
+                lengths = np.frombuffer(file.read(4), "<u2")  # of the file's name and of the extra field
+            offset = info.header_offset + 30 + int(lengths.sum()) + start
+            return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+        if size > LARGEST_UNPACKED:
+            raise BadInput(f"{path}: {size / 2**30:.1f} GiB compressed: save it with numpy.savez, uncompressed")
+        with np.load(path, allow_pickle=False) as file:
+            return file["dataset"]
+    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error) as error:
+        raise OSError(f"not an .npz file, or a truncated one: {error}") from error
+
+
+def read_cine(path: str | Path) -> list[Volume]:
+    """The sequences of a cine.npz file, each a volume and a subject of its own.
+
+    Args:
+        path: the file or its folder. Key `dataset`: (samples, frames, rows, columns), real or complex images of one
+            heartbeat (or more), any units. Complex ones give the k-space of a scan; from real ones it is simulated,
+            which train.py says, and scores come out too good (looks_magnitude_only). Columns are the phase encodes.
+    Raises:
+        BadInput: no file, no such key, wrong axes, objects, a header that does not fit what follows.
+    """
+    path = Path(path)
+    file = path / "cine.npz" if path.is_dir() else path
+    if not os.path.isfile(file):
+        raise BadInput(f"{file}: no such file: data/README.md tells what a cine.npz holds")
+    with _reading(file, "the file"):
+        _cine_samples.cache_clear()  # the file may have been written anew
+        samples = _cine_samples(file)
+        with zipfile.ZipFile(file) as zipped:
+            simulated = "simulated.npy" in zipped.namelist()
+    names = [f"{file.parent.name}_{number:03d}" for number in range(len(samples))]
+    return [
+        CineVolume(
+            path=file.with_name(name + ".h5"),  # what its reconstruction is called
+            shape=(1, *samples.shape[1:]),
+            target_size=samples.shape[2:],
+            acquisition="CINE" if samples.dtype.kind == "c" else "CINE, k-space simulated from magnitudes",
+            patient_id=name,
+            columns=(0, samples.shape[-1]),
+            mask=None,
+            target_key=None,
+            attributes={"simulated": True} if simulated else {},
+            store=file,
+            number=number,
+        )
+        for number, name in enumerate(names)
+    ]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1580,6 +2085,8 @@ def demo_data(
     slices: int = 6,
     matrix: int = 160,
     seed: int = 0,
+    wide: bool = True,
+    noise: float | None = None,
     coils: int = 0,
 ) -> Path:
     """The demo data set, simulated on first use: one volume per simulated subject, in fastMRI's layout.
@@ -1587,8 +2094,9 @@ def demo_data(
     Args:
         folder: where `train/` and `val/` are or will be; by default data/demo beside this file.
         train, val: number of subjects in each folder, at least one; no subject is in both.
-        slices, matrix: as in simulate_head; every other subject has a wider phase field of view.
+        slices, matrix, noise: as in simulate_head.
         seed: another seed makes another set of subjects.
+        wide: every other subject has a wider phase field of view.
         coils: as in simulate_head. Multi-coil files have no readout oversampling, and a noise scan.
 
     Returns:
@@ -1613,9 +2121,9 @@ def demo_data(
         for split, i, subject in tqdm(jobs, desc="simulating", unit="volume"):
             (building / split).mkdir(parents=True, exist_ok=True)
             sequence = list(SEQUENCES)[i % 4]
-            width = matrix if (i + i // 4) % 2 else None  # each sequence comes with both fields of view
-            kspace, info = simulate_head(100_000 * seed + subject, sequence, slices, matrix, width, coils=coils)
-            noise = info.pop("noise_scan", None)
+            width = None if wide and (i + i // 4) % 2 == 0 else matrix  # each sequence comes with both fields of view
+            kspace, info = simulate_head(100_000 * seed + subject, sequence, slices, matrix, width, noise, coils=coils)
+            scan = info.pop("noise_scan", None)
             if coils:  # for half the size
                 kspace = crop_readout(kspace, matrix)
             attributes = {k: json.dumps(v) if isinstance(v, (list, dict)) else v for k, v in info.items()}
@@ -1626,7 +2134,7 @@ def demo_data(
                 target_size=(matrix, matrix),
                 acquisition=ACQUISITIONS[sequence],
                 patient_id=f"demo_{subject:03d}",
-                noise=noise,
+                noise=scan,
                 attributes={"simulated": True, **attributes},
             )
         if folder.exists():
@@ -1637,6 +2145,214 @@ def demo_data(
             raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
+    return folder
+
+
+# T1 (ms), T2 (ms) and proton density around the heart at 1.5 T; the gas of the stomach makes what is in it dim.
+CINE_TISSUES = {
+    "blood": (1550, 250, 0.95),
+    "myocardium": (1000, 48, 0.85),
+    "fat": (260, 85, 0.70),
+    "muscle": (1000, 40, 0.80),
+    "liver": (580, 46, 0.80),
+    "spleen": (1050, 79, 0.80),
+    "stomach": (800, 60, 0.55),
+    "marrow": (550, 50, 0.40),
+    "bone": (900, 20, 0.10),
+    "lung": (1200, 40, 0.10),
+    "csf": (4000, 1200, 1.00),
+}
+
+
+def bssfp_signal(t1: float, t2: float, pd: float, flip: float = 55.0, te: float = 1.5) -> float:
+    """Signal of balanced steady-state free precession on resonance, for a short repetition time (Scheffler 2003).
+
+    Args:
+        t1, t2, te: relaxation times and echo time in ms.  pd: proton density.  flip: angle in degrees.
+    """
+    cosine, sine = math.cos(math.radians(flip)), math.sin(math.radians(flip))
+    return pd * sine / (t1 / t2 + 1 - cosine * (t1 / t2 - 1)) * math.exp(-te / t2)
+
+
+def simulate_cine(
+    seed: int, frames: int = 20, matrix: int = 192, noise: float | None = None, ejection_fraction: float | None = None
+) -> tuple[Tensor, dict]:
+    """Scan a simulated beating heart: one heartbeat of a short-axis slice, balanced steady-state free precession.
+
+    Fat, ribs, lungs, liver, spleen, spine and aorta stand still, as in a breath-hold; both ventricles contract, the
+    muscle keeps its volume and thickens, papillary muscles move along. Drawn with half the voxel, its k-space
+    cropped, as in simulate_head. Simplified: one coil, no breathing, the same beat every time, no through-plane motion.
+
+    Args:
+        seed: everything random follows from it: anatomy, beat, phase of the beat at the first frame, noise.
+        frames: of one heartbeat, evenly spaced; the frame after the last would be the first again.
+        matrix: side of the image in pixels, even; the field of view, about 290 mm, does not depend on it.
+        noise: standard deviation of its real part, relative to the signal of blood; None draws 1/90 .. 1/40.
+        ejection_fraction: share of the left ventricle's blood that a beat ejects; None draws 0.5 .. 0.72.
+
+    Returns:
+        complex64 images (frames, matrix, matrix), largest magnitude 1; and a dict of what was simulated: seed,
+        voxel_mm, ejection_fraction, noise_std, heart (row and column of the left ventricle), contraction (frames):
+        0 for a full heart, 1 at its emptiest.
+    """
+    from scipy.interpolate import PchipInterpolator
+
+    rng = np.random.default_rng([seed, 0, 77])
+    voxel = rng.uniform(275, 300) / matrix
+    mm = (np.arange(2 * matrix) - matrix) * voxel / 2
+    field = lambda length: _smooth_field(rng, length, mm, mm)  # noqa: E731
+    turn = math.radians(rng.normal(0, 6))
+    x = mm * math.cos(turn) + mm[:, None] * math.sin(turn) + 3 * field(30)
+    y = mm[:, None] * math.cos(turn) - mm * math.sin(turn) + 3 * field(30)
+    signal = {name: bssfp_signal(*np.array(v) * rng.normal(1, 0.03, 3)) for name, v in CINE_TISSUES.items()}
+
+    def ellipse(cx: float, cy: float, a: float, b: float, angle: float = 0.0, power: float = 2.0) -> np.ndarray:
+        """How deep, in mm, a point lies inside an ellipse, or a shape between ellipse and rectangle; roughly."""
+        u = (x - cx) * math.cos(angle) + (y - cy) * math.sin(angle)
+        v = (y - cy) * math.cos(angle) - (x - cx) * math.sin(angle)
+        return (1 - ((np.abs(u) / a) ** power + (np.abs(v) / b) ** power) ** (1 / power)) * min(a, b)
+
+    def paint(image: np.ndarray, value: Any, depth: np.ndarray, within: Any = 1.0) -> np.ndarray:
+        return image + _step(depth) * within * (value - image)
+
+    # What stands still, from outside in. Every later tissue covers the earlier ones.
+    a, b, wall = rng.uniform(122, 130), rng.uniform(100, 112), rng.uniform(14, 19)
+    fat = np.clip(rng.uniform(4, 13) + 2 * field(40), 2.5, None)
+    body = ellipse(0, 0, a, b, power=2.5)
+    still = paint(np.zeros_like(body), signal["fat"], body)
+    still = paint(still, signal["muscle"] * (1 + 0.12 * field(3)), body - fat)
+    still = paint(still, 0.7 * signal["fat"], 1.2 * field(5) - 1.2, _step(body - fat))  # between the muscles
+    still = paint(still, signal["lung"] * (1 + 0.3 * field(4)), body - fat - wall - 2 * field(30))
+    chest = _step(body - fat - wall)
+    for angle in np.arange(13) * 2 * math.pi / 13 + rng.uniform(0, 0.4):
+        c, s, place = math.cos(angle), math.sin(angle), 1 - (fat.mean() + 0.62 * wall) / b
+        long, short = rng.uniform(9, 13), rng.uniform(4, 5.5)
+        rib = ellipse(a * place * c, b * place * s, long, short, math.atan2(b * c, -a * s))
+        still = paint(paint(still, signal["bone"], rib), signal["marrow"], rib - 1.5)
+    liver_at, middle = (rng.uniform(-62, -50), rng.uniform(42, 54)), (rng.normal(-6, 4), b - fat.mean() - 45)
+    liver = ellipse(*liver_at, rng.uniform(74, 88), rng.uniform(46, 58), rng.uniform(-0.25, 0.1), 2.3)
+    spleen = ellipse(
+        rng.uniform(62, 74), rng.uniform(44, 58), rng.uniform(30, 42), rng.uniform(22, 32), rng.uniform(-0.8, 0)
+    )
+    still = paint(still, signal["liver"], liver, chest)
+    for number in range(116):  # vessels of the lungs, then of the liver
+        cx, cy = (rng.uniform(-a, a), rng.uniform(-b, b)) if number < 90 else rng.normal(liver_at, (34, 22))
+        width, stretch = rng.gamma(2.0, 0.7) + 0.6, rng.uniform(1, 3)
+        where = chest * (_step(-liver) if number < 90 else _step(liver - 3))
+        vessel = ellipse(cx, cy, stretch * width, width, rng.uniform(0, 3))
+        still = paint(still, signal["blood"] * rng.uniform(0.5, 0.9), vessel, where)
+    still = paint(still, signal[rng.choice(["spleen", "stomach"])], spleen, chest)
+    still = paint(still, 0.8 * signal["muscle"], ellipse(middle[0], middle[1] + 6, 44, 27), chest)
+    canal = (middle[0], middle[1] + 22)
+    for name, depth in (
+        ("bone", ellipse(*middle, 20, 16)),
+        ("marrow", ellipse(*middle, 18, 14)),
+        ("fat", ellipse(*canal, 11, 9)),
+        ("csf", ellipse(*canal, 8.5, 7)),
+        ("spleen", ellipse(*canal, 5, 4)),  # the cord
+    ):
+        still = paint(still, signal[name], depth)
+
+    # The beat: fast ejection, fast filling, rest, and the atrium's contribution just before the next.
+    ejected = rng.uniform(0.5, 0.72) if ejection_fraction is None else ejection_fraction
+    end, start, long_axis = rng.uniform(0.33, 0.42), rng.uniform(), 0.1  # of systole; first frame; shortening
+    times = [0, 0.25 * end, 0.6 * end, end, end + 0.06, end + 0.2, end + 0.32, 0.88, 0.96, 1]
+    beat = PchipInterpolator(times, [0, 0.2, 0.75, 1, 0.97, 0.42, 0.25, 0.2, 0.04, 0])
+    contraction = beat((np.arange(frames) / frames + start) % 1)
+    heart, shift = rng.uniform((16, -24), (28, -12)), rng.uniform((-4.5, 0), (-0.5, 4))
+    inner, thick, septum = rng.uniform(21, 26), rng.uniform(7.5, 11), math.pi + rng.normal(0.15, 0.2)
+    waves = lambda orders, size: [  # noqa: E731
+        (k, size * rng.normal() / len(orders) ** 0.5, rng.uniform(0, 2 * math.pi)) for k in orders
+    ]
+    bulges, ridges = waves((2, 3), 0.9), waves(range(7, 17), 0.9)
+    papillary = [(septum + side * rng.uniform(1.65, 2.3), rng.uniform(4.2, 5.8)) for side in (1, -1)]
+    right, right_wall = (rng.uniform(26, 32), rng.uniform(38, 44)), rng.uniform(3, 4)
+    trabeculae = [(rng.uniform(-1.2, 1.2), rng.uniform(0.85, 1), rng.uniform(1, 3)) for _ in range(8)]
+    aorta, twist = (middle[0] + rng.uniform(20, 26), middle[1] - rng.uniform(6, 12)), rng.uniform(0.1, 0.2)
+    muscle, swirl, pad = signal["myocardium"] * (1 + 0.05 * field(4)), field(7), 2.5 + 2.5 * field(9)
+
+    def draw(s: float, cycle: float) -> np.ndarray:
+        """The chest at contraction s (0..1)."""
+        cx, cy = heart + s * shift
+        r, theta = np.hypot(x - cx, y - cy), np.arctan2(y - cy, x - cx) - twist * s
+        endo = inner * math.sqrt(1 - s * (1 - (1 - ejected) / (1 - long_axis)))
+        epi = math.sqrt(endo**2 + ((inner + thick) ** 2 - inner**2) / (1 - long_axis * s))  # muscle keeps its volume
+        bulge, ridge = (sum(h * np.cos(k * theta + p) for k, h, p in some) for some in (bulges, ridges))
+        blood = signal["blood"] * (1 + 0.04 * swirl * math.cos(2 * math.pi * cycle) - 0.06 * s)
+        outside, cavity = epi + bulge - r, endo * (1 + bulge / inner) + (1 + 0.4 * s) * ridge - r
+        c, d, away, small = math.cos(septum), math.sin(septum), epi - 6 + 0.1 * right[0], (1 - 0.33 * s, 1 - 0.12 * s)
+        centre, axes = (cx + away * c, cy + away * d), (right[0] * small[0], right[1] * small[1])
+        ventricle = ellipse(*centre, *axes, septum, 2.3)
+        image = paint(
+            still,
+            0.75 * signal["fat"],
+            np.maximum(outside, ventricle + right_wall) + pad,
+            _step(body - fat - 0.6 * wall),
+        )
+        image = paint(image, 0.9 * muscle, ventricle + right_wall * (1 + 0.3 * s))
+        for angle, place, size in trabeculae:
+            u, v = axes[0] * place * math.cos(angle), axes[1] * place * math.sin(angle)
+            spot = np.hypot(x - centre[0] - u * c + v * d, y - centre[1] - u * d - v * c)
+            ventricle = np.minimum(ventricle, spot - size)
+        image = paint(paint(image, 0.95 * blood, ventricle), muscle, outside)
+        for angle, size in papillary:
+            at, place = angle + twist * s, endo - 0.8 * size * (1 - 0.3 * s)
+            spot = np.hypot(x - cx - place * math.cos(at), y - cy - place * math.sin(at))
+            cavity = np.minimum(cavity, spot - size * (1 + 0.06 * s))
+        image = paint(image, blood, cavity)
+        vessel = 11 + 0.8 * s - np.hypot(x - aorta[0], y - aorta[1])
+        return paint(paint(image, 0.7 * signal["muscle"], vessel + 2), blood, vessel)
+
+    image = np.stack([draw(s, number / frames) for number, s in enumerate(contraction)])
+    image *= 1 + 0.025 * field(1.2) + 0.02 * field(6)
+    v, u, slope = mm[:, None] / 100, mm / 100, rng.normal(0, 0.8, 5)  # the receiver: sensitivity and phase
+    image *= np.exp(0.15 * field(50) - rng.uniform(0.05, 0.3) * v + rng.normal(0, 0.08) * u)
+    phase = rng.uniform(-np.pi, np.pi) + sum(k * term for k, term in zip(slope, (v, u, v**2, u**2, u * v)))
+    full = torch.from_numpy((image * np.exp(1j * (phase + 0.4 * field(25)))).astype(np.complex64))
+    kspace = center_crop(fft2c(full), (matrix, matrix)) / 2
+    deviation = signal["blood"] * (1 / rng.uniform(40, 90) if noise is None else noise)
+    real_imag = torch.from_numpy(rng.standard_normal((*kspace.shape, 2), np.float32))
+    scan = ifft2c(kspace + deviation * torch.view_as_complex(real_imag))
+    peak = float(scan.abs().max())
+    middle_of_heart = np.unravel_index(np.hypot(x - heart[0], y - heart[1]).argmin(), x.shape)
+    info: dict[str, Any] = {"seed": seed, "voxel_mm": round(voxel, 4), "ejection_fraction": float(ejected)}
+    info["heart"] = [int(place) // 2 for place in middle_of_heart]
+    return scan / peak, info | {"noise_std": deviation / peak, "contraction": contraction.tolist()}
+
+
+def demo_cine(
+    folder: str | Path = ROOT / "data" / "demo_cine",
+    train: int = 24,
+    val: int = 8,
+    frames: int = 12,
+    matrix: int = 128,
+    seed: int = 0,
+) -> Path:
+    """The demo data set of the cine chapter, simulated on first use: FOLDER/train/cine.npz and FOLDER/val/cine.npz.
+
+    Args:
+        folder: where the data are or will be; a file that is there stays as it is, whatever the other arguments say.
+        train, val: number of subjects, a sequence each; 0 leaves that file out.
+        frames, matrix: as in simulate_cine, whose defaults are the full size. These suit a CPU.
+        seed: another seed makes another set of subjects.
+
+    Returns:
+        The folder. The files hold `dataset` (subjects, frames, rows, columns) complex64, and `simulated`.
+    """
+    folder = Path(folder)
+    for split, first, count in (("train", 0, train), ("val", 10_000, val)):
+        path = folder / split / "cine.npz"
+        if path.exists() or not count:
+            continue
+        print(f"Simulating {count} beating hearts into {os.path.relpath(path)} (once; simulated, no patients).")
+        subjects = tqdm(range(100_000 * seed + first, 100_000 * seed + first + count), desc="simulating", unit="heart")
+        data = np.stack([simulate_cine(subject, frames, matrix)[0].numpy() for subject in subjects])
+
+        def write(partial: Path, data: np.ndarray = data) -> None:
+            with open(partial, "wb") as file:  # given a name, numpy would append .npz to it
+                np.savez(file, dataset=data, simulated=np.array(True))
+
+        replace_file(path, write)
     return folder
 
 
@@ -1663,21 +2379,21 @@ def keep_measured(image: Tensor, kspace: Tensor, mask: Tensor, weight: Tensor | 
     return ifft2c(torch.where(mask, measured, spectrum))
 
 
-def _gradient(x: Tensor) -> Tensor:
-    """Forward differences along H and W, zero at the far edge: (..., H, W) -> (2, ..., H, W)."""
-    gradient = x.new_zeros((2, *x.shape))
-    gradient[0, ..., :-1, :] = x[..., 1:, :] - x[..., :-1, :]
-    gradient[1, ..., :, :-1] = x[..., :, 1:] - x[..., :, :-1]
+def _gradient(x: Tensor, axes: Sequence[int] = (-2, -1)) -> Tensor:
+    """Forward differences along each axis, zero at the far edge: (..., H, W) -> (len(axes), ..., H, W)."""
+    gradient = x.new_zeros((len(axes), *x.shape))
+    for part, axis in zip(gradient, axes):
+        part.narrow(axis, 0, x.shape[axis] - 1).copy_(x.diff(dim=axis))
     return gradient
 
 
-def _gradient_adjoint(p: Tensor) -> Tensor:
-    """The adjoint of _gradient (minus the divergence): (2, ..., H, W) -> (..., H, W)."""
+def _gradient_adjoint(p: Tensor, axes: Sequence[int] = (-2, -1)) -> Tensor:
+    """The adjoint of _gradient (minus the divergence): (len(axes), ..., H, W) -> (..., H, W)."""
     x = torch.zeros_like(p[0])
-    x[..., 1:, :] += p[0, ..., :-1, :]
-    x[..., :-1, :] -= p[0, ..., :-1, :]
-    x[..., :, 1:] += p[1, ..., :, :-1]
-    x[..., :, :-1] -= p[1, ..., :, :-1]
+    for part, axis in zip(p, axes):
+        inner = part.narrow(axis, 0, x.shape[axis] - 1)
+        x.narrow(axis, 1, x.shape[axis] - 1).add_(inner)
+        x.narrow(axis, 0, x.shape[axis] - 1).sub_(inner)
     return x
 
 
@@ -1696,21 +2412,26 @@ def _normal(image: Tensor, mask: Tensor, maps: Tensor) -> Tensor:
     return combine_coils(ifft2c(mask * fft2c(spread_coils(image, maps))), maps)
 
 
-def _unit_scale(kspace: Tensor, weight: float, method: str) -> tuple[Tensor, Tensor]:
-    """The k-space divided by the largest magnitude of the zero-filled image, and that magnitude.
+def _unit_scale(kspace: Tensor, weight: float, method: str, axes: tuple[int, ...] = (-2, -1)) -> tuple[Tensor, Tensor]:
+    """The k-space divided by the largest magnitude of the zero-filled image, over `axes`, and that magnitude.
 
     Raises:
         BadInput: the weight is negative or not a number.
     """
     if not 0 <= weight < math.inf:
         raise BadInput(f"{method} weight {weight}: give a number of at least 0")
-    scale = ifft2c(kspace).abs().amax((-2, -1), keepdim=True)
+    scale = ifft2c(kspace).abs().amax(axes, keepdim=True)
     scale = scale.clamp(min=torch.finfo(scale.dtype).tiny)  # an empty slice stays empty
     return kspace / scale, scale
 
 
 def total_variation(
-    kspace: Tensor, mask: Tensor, weight: float = 0.01, iterations: int = 300, maps: Tensor | None = None
+    kspace: Tensor,
+    mask: Tensor,
+    weight: float = 0.01,
+    iterations: int = 300,
+    axes: Sequence[int] = (-2, -1),
+    maps: Tensor | None = None,
 ) -> Tensor:
     """Total-variation reconstruction: argmin_x 1/2 |M F S x - y|^2 + weight * s * TV(x).
 
@@ -1725,21 +2446,22 @@ def total_variation(
         mask: bool, broadcastable to kspace.
         weight: of the total variation; larger is smoother. Tune it on training data.
         iterations: primal-dual steps, each one pair of FFTs, or three with coils.
+        axes: along which neighbours are compared; -3 is the time of a sequence.
         maps: S, (..., coils, H, W) complex, see sensitivity_maps; None for a single coil.
     Returns:
         (..., H, W) complex image.
     """
     folded = kspace if maps is None else fft2c(combine_coils(ifft2c(kspace), maps))
-    measured, scale = _unit_scale(folded, weight, "total variation")
+    measured, scale = _unit_scale(folded, weight, "total variation", tuple({-2, -1, *axes}))
     # Step sizes whose product is below 1 / |gradient|^2 = 1/8. The dual variable is never larger than
     # the weight while the image is about 1, so that the primal step may be the larger by far.
     primal, dual_step = 30 / math.sqrt(8), 1 / 30 / math.sqrt(8)
     start = image = ifft2c(measured)
-    ahead, dual = image, torch.zeros_like(_gradient(image))
+    ahead, dual = image, torch.zeros_like(_gradient(image, axes))
     for _ in range(iterations):
-        dual = dual + dual_step * _gradient(ahead)
+        dual = dual + dual_step * _gradient(ahead, axes)
         dual = dual / (dual.abs().square().sum(0).sqrt() / max(weight, 1e-12)).clamp(min=1)
-        previous, image = image, image - primal * _gradient_adjoint(dual)
+        previous, image = image, image - primal * _gradient_adjoint(dual, axes)
         if maps is None:
             spectrum = fft2c(image)
             image = ifft2c(torch.where(mask, (spectrum + primal * measured) / (1 + primal), spectrum))
@@ -1909,6 +2631,57 @@ def low_rank(
 
         image = _conjugate_gradients(normal, ifft2c(measured), image, steps=50)
     return image * scale
+
+
+def bicubic(kspace: Tensor, size: Sequence[int], factor: int) -> Tensor:
+    """Bicubic interpolation of the low-resolution magnitude image: what a viewer does when it enlarges.
+
+    Every factor-th pixel of the zero-filled image is the image of the central block. Scikit-image interpolates
+    between them, with the grids laid so that nothing shifts. Keys 1981, IEEE TASSP 29(6).
+
+    Args:
+        kspace: (batch, H, W) complex, measured in the central 1 / factor of either axis.
+        size: (h, w) of the result.
+        factor: 2 or 4.
+    Returns:
+        (batch, h, w) float32 magnitude.
+    """
+    from skimage import transform
+
+    coarse = center_crop(ifft2c(kspace), size).abs()[..., ::factor, ::factor].cpu().numpy()
+    grid = transform.AffineTransform(scale=1 / factor)
+    fine = [transform.warp(image, grid, output_shape=tuple(size), order=3, mode="edge", clip=False) for image in coarse]
+    return torch.from_numpy(np.stack(fine).astype(np.float32)).to(kspace.device)
+
+
+def temporal_tv(kspace: Tensor, mask: Tensor, weight: float = 0.01, iterations: int = 60) -> Tensor:
+    """total_variation along time, (..., frames, H, W) -> same shape: what rests is pieced together from all frames.
+
+    Feng et al. 2014, MRM 72(3), who used it for radial sampling. Arguments as total_variation.
+    """
+    return total_variation(kspace, mask, weight, iterations, axes=(-3,))
+
+
+def view_sharing(kspace: Tensor, mask: Tensor) -> Tensor:
+    """Sliding window: what a frame has not measured is taken from the frames nearest in time that have.
+
+    Sharp where nothing moves; what moves is smeared over time. The frame after the last is the first, as one
+    heartbeat follows another; two frames equally near are averaged. Riederer et al. 1988, MRM 8(1).
+
+    Args:
+        kspace: (..., frames, H, W) complex, zero where not measured.
+        mask: bool (..., frames, 1, W).
+    Returns:
+        (..., frames, H, W) complex images. What no frame has measured stays zero.
+    """
+    filled, known = kspace, mask
+    for distance in range(1, kspace.shape[-3] // 2 + 1):
+        before, after = ((kspace.roll(d, -3), mask.roll(d, -3)) for d in (distance, -distance))
+        count = before[1].float() + after[1]
+        near = (before[0] * before[1] + after[0] * after[1]) / count.clamp(min=1)
+        filled = torch.where(known, filled, near)
+        known = known | (count > 0)
+    return ifft2c(filled)
 
 
 # Several coils. Each sees the image through its own sensitivity, so that unmeasured samples can be told from
@@ -2199,7 +2972,7 @@ def _sense_images(kspace: Tensor, mask: Tensor, weight: float) -> Tensor:
 
 def _tv_sense_images(kspace: Tensor, mask: Tensor, weight: float) -> Tensor:
     maps = sensitivity_maps(kspace, mask)
-    return spread_coils(total_variation(kspace, mask, weight, 60, maps), maps)
+    return spread_coils(total_variation(kspace, mask, weight, 60, maps=maps), maps)
 
 
 # Slice by slice: (k-space (coils, H, W), mask, weight) -> coil images; and the weights that tune tries.
@@ -2273,17 +3046,36 @@ def _pad(x: Tensor, multiple: int) -> Tensor:
     return nn.functional.pad(x, (0, -x.shape[-1] % multiple, 0, -x.shape[-2] % multiple), mode="replicate")
 
 
-def _convolutions(inputs: int, outputs: int, dropout: float) -> nn.Sequential:
+def _convolutions(inputs: int, outputs: int, dropout: float, slope: float = 0.2) -> nn.Sequential:
     """Twice: 3x3 convolution, instance norm, leaky ReLU, dropout."""
     layers: list[nn.Module] = []
     for channels in (inputs, outputs):
         layers += [
             nn.Conv2d(channels, outputs, 3, padding=1, bias=False),
             nn.InstanceNorm2d(outputs),
-            nn.LeakyReLU(0.2),
+            nn.LeakyReLU(slope),
             nn.Dropout2d(dropout),
         ]
     return nn.Sequential(*layers)
+
+
+class Attention(nn.Module):
+    """Weights between 0 and 1 for each channel, then for each place (Woo et al. 2018, ECCV).
+
+    A channel's weight comes from its mean and its maximum, a place's from the mean and maximum over the channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = max(channels // 8, 4)
+        self.channels = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+        self.places = nn.Conv2d(2, 1, 7, padding=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, H, W) -> the same shape."""
+        weights = self.channels(x.mean((-2, -1))) + self.channels(x.amax((-2, -1)))
+        x = x * weights.sigmoid()[..., None, None]
+        return x * self.places(torch.stack([x.mean(1), x.amax(1)], 1)).sigmoid()
 
 
 class UNet(nn.Module):
@@ -2298,25 +3090,35 @@ class UNet(nn.Module):
         features: channels after the first convolution; doubled at each level.
         levels: how often the image is halved.
         dropout: probability that a feature map is dropped in training.
+        slope: of the leaky ReLU below zero.
+        attention: weigh channels and places at the coarsest level, see Attention.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, features: int = 16, levels: int = 4, dropout: float = 0.0
+        self,
+        in_channels: int,
+        out_channels: int,
+        features: int = 16,
+        levels: int = 4,
+        dropout: float = 0.0,
+        slope: float = 0.2,
+        attention: bool = False,
     ) -> None:
         super().__init__()
         widths = [features * 2**level for level in range(levels + 1)]
         self.down = nn.ModuleList(
-            _convolutions(a, b, dropout) for a, b in zip([in_channels, *widths], widths, strict=False)
+            _convolutions(a, b, dropout, slope) for a, b in zip([in_channels, *widths], widths, strict=False)
         )
         self.up = nn.ModuleList(
             nn.Sequential(
                 nn.ConvTranspose2d(2 * width, width, 2, stride=2, bias=False),
                 nn.InstanceNorm2d(width),
-                nn.LeakyReLU(0.2),
+                nn.LeakyReLU(slope),
             )
             for width in reversed(widths[:-1])
         )
-        self.merge = nn.ModuleList(_convolutions(2 * width, width, dropout) for width in reversed(widths[:-1]))
+        self.merge = nn.ModuleList(_convolutions(2 * width, width, dropout, slope) for width in reversed(widths[:-1]))
+        self.attention = Attention(widths[-1]) if attention else nn.Identity()
         self.last = nn.Conv2d(features, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -2328,7 +3130,7 @@ class UNet(nn.Module):
             x = block(x)
             skipped.append(x)
             x = nn.functional.avg_pool2d(x, 2)
-        x = self.down[-1](x)
+        x = self.attention(self.down[-1](x))
         for up, merge in zip(self.up, self.merge, strict=True):
             x = merge(torch.cat([up(x), skipped.pop()], dim=1))
         return self.last(x)[..., :height, :width]
@@ -2344,22 +3146,31 @@ class ResidualBlock(nn.Module):
         norm: instance norm after each convolution. Off is better at full resolution (Lim et al. 2017, CVPR
             workshops): a norm throws away the scale that the image must keep.
         dropout: probability that a feature map is dropped in training, after the first convolution.
+        convolution: nn.Conv2d, or SpaceTimeConv for sequences.
     """
 
-    def __init__(self, features: int, layers: int = 2, hidden: int = 0, norm: bool = False, dropout: float = 0.0):
+    def __init__(
+        self,
+        features: int,
+        layers: int = 2,
+        hidden: int = 0,
+        norm: bool = False,
+        dropout: float = 0.0,
+        convolution: type[nn.Conv2d] = nn.Conv2d,
+    ) -> None:
         super().__init__()
         hidden = hidden or features
         widths = [features, *[hidden] * (layers - 1), features]
         body: list[nn.Module] = []
         for number, (a, b) in enumerate(itertools.pairwise(widths)):
-            last = nn.Conv2d(a, b, 3, padding=1)
+            last = convolution(a, b, 3, padding=1)
             body += [last, nn.InstanceNorm2d(b) if norm else nn.Identity()]
             if number < layers - 1:
-                body += [nn.PReLU(), nn.Dropout2d(dropout if number == 0 else 0.0)]
+                body += [nn.PReLU(), nn.Dropout2d(dropout) if dropout and number == 0 else nn.Identity()]
         self.body = nn.Sequential(*body)
         if not norm:  # a block starts as the identity, so that many can follow one another
-            for weights in last.parameters():
-                nn.init.zeros_(weights)
+            for weights in (last.weight, last.bias):
+                nn.init.zeros_(weights)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, features, H, W) -> the same shape."""
@@ -2381,17 +3192,23 @@ class ResNet(nn.Module):
         in_channels, out_channels: of the images.
         features: channels of the first convolution; twice as many inside the blocks.
         stages: blocks x layers: "12x2" with 64 features has 1.77 million weights.
-        dropout: see ResidualBlock.
+        dropout, convolution: see ResidualBlock.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, features: int = 64, stages: str = "8x2 4x3", dropout: float = 0.0
+        self,
+        in_channels: int,
+        out_channels: int,
+        features: int = 64,
+        stages: str = "8x2 4x3",
+        dropout: float = 0.0,
+        convolution: type[nn.Conv2d] = nn.Conv2d,
     ) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(in_channels, features, 3, padding=1), nn.PReLU())
-        blocks = [ResidualBlock(features, layers, 2 * features, dropout=dropout) for layers in _stages(stages)]
-        self.blocks = nn.Sequential(*blocks)
-        self.last = nn.Conv2d(features, out_channels, 3, padding=1)
+        self.first = nn.Sequential(convolution(in_channels, features, 3, padding=1), nn.PReLU())
+        options: Any = {"dropout": dropout, "convolution": convolution}
+        self.blocks = nn.Sequential(*(ResidualBlock(features, n, 2 * features, **options) for n in _stages(stages)))
+        self.last = convolution(features, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, H, W) float -> (batch, out_channels, H, W)."""
@@ -2435,6 +3252,164 @@ class ReconResNet(nn.Module):
         return self.last(self.layers(_pad(x, 4)))[..., :height, :width]
 
 
+class SRResNet(ResNet):
+    """ResNet on the coarse grid of a low-resolution image, then pixel shuffle to the fine grid.
+
+    The generator of Ledig et al. 2017 (CVPR): first and last convolution 9x9, residual blocks, one pixel
+    shuffle per factor of two (Shi et al. 2016, CVPR); without batch norm, which does harm (Lim et al. 2017,
+    CVPR workshops).
+
+    Args:
+        in_channels, out_channels, features, stages, dropout: as in ResNet.
+        upscale_factor: 2 or 4: every second or fourth pixel of the input is looked at. Of a zero-filled image whose
+            k-space was measured in the central block only, these pixels hold everything.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        features: int = 32,
+        stages: str = "6x2",
+        dropout: float = 0.0,
+        upscale_factor: int = 2,
+    ) -> None:
+        super().__init__(in_channels, out_channels, features, stages, dropout)
+        self.factor = int(choose({"2": 2, "4": 4}, str(upscale_factor), "upscale_factor"))
+        self.first = nn.Sequential(nn.Conv2d(in_channels, features, 9, padding=4), nn.PReLU())
+        larger: list[nn.Module] = []
+        for _ in range(self.factor // 2):
+            larger += [nn.Conv2d(features, 4 * features, 3, padding=1), nn.PixelShuffle(2), nn.PReLU()]
+        self.blocks.append(nn.Sequential(*larger))
+        self.last = nn.Conv2d(features, out_channels, 9, padding=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, H, W) float -> (batch, out_channels, H, W)."""
+        height, width = x.shape[-2:]
+        return super().forward(_pad(x, self.factor)[..., :: self.factor, :: self.factor])[..., :height, :width]
+
+
+# Inner networks for sequences: (batch, 2, frames, H, W) real and imaginary part -> the same shape. They take the
+# sequence for periodic, as the heart is: the frame after the last is the first.
+
+
+class SpaceTimeConv(nn.Conv2d):
+    """2-D + t convolution: each frame is convolved, then each channel is mixed with the frames before and after.
+
+    Begins without mixing. The idea of separating space and time: Tran et al. 2018, CVPR; three weights per channel
+    for the time cost next to nothing, unlike a full 3x3x3 convolution.
+    """
+
+    FRAMES = 3  # that it looks at
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.time = nn.Parameter(torch.tensor([0.0, 1.0, 0.0]).repeat(self.out_channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, frames, channels, H, W) -> the same with out_channels."""
+        y = super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        before, now, after = self.time[..., None, None].unbind(1)
+        return before * y.roll(1, 1) + now * y + after * y.roll(-1, 1)
+
+
+class SpaceTimeResNet(ResNet):
+    """ResNet of SpaceTimeConv: works on any number of frames from three. Arguments as ResNet."""
+
+    min_frames = SpaceTimeConv.FRAMES
+
+    def __init__(self, in_channels: int, out_channels: int, features: int = 16, stages: str = "2x2") -> None:
+        super().__init__(in_channels, out_channels, features, stages, convolution=SpaceTimeConv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, frames, H, W) -> (batch, out_channels, frames, H, W)."""
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class FrameUNet(nn.Module):
+    """A 2-D U-Net that takes real and imaginary part of `frames` frames as its channels; other arguments as UNet."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        features: int = 32,
+        levels: int = 3,
+        dropout: float = 0.0,
+        frames: int = 12,
+    ) -> None:
+        super().__init__()
+        self.network = UNet(in_channels * frames, out_channels * frames, features, levels, dropout)
+
+    @property
+    def last(self) -> nn.Conv2d:
+        """The last layer."""
+        return self.network.last
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, frames, H, W) -> (batch, out_channels, frames, H, W)."""
+        return self.network(x.flatten(1, 2)).unflatten(1, (-1, x.shape[2]))
+
+
+class PeriodicConv3d(nn.Conv3d):
+    """3-D convolution with the frames before the first and after the last taken from the other end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, frames, H, W) -> the same with out_channels."""
+        around = self.kernel_size[0] // 2
+        return super().forward(torch.cat([x[:, :, x.shape[2] - around :], x, x[:, :, :around]], 2))
+
+
+class DualUNet(nn.Module):
+    """One U-Net for the real part, one for the imaginary part, frames as channels, attention at their coarsest level;
+    then a light 3-D residual network over both: 3x7x7, one block of features / 2, 1x1x1.
+
+    Args:
+        in_channels, out_channels: 2, real and imaginary part.
+        features, levels, dropout: of the U-Nets.
+        frames: of a sequence.
+        attention, light: off leaves that part out, for comparisons.
+    """
+
+    min_frames = 3
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        features: int = 64,
+        levels: int = 4,
+        dropout: float = 0.0,
+        frames: int = 12,
+        attention: bool = True,
+        light: bool = True,
+    ) -> None:
+        super().__init__()
+        settings: dict[str, Any] = {"dropout": dropout, "slope": 0.1, "attention": attention}
+        self.parts = nn.ModuleList(
+            _inner("unet", frames, frames, features=features, levels=levels, **settings) for _ in range(in_channels)
+        )
+        if light:
+            width = max(features // 2, 1)
+            self.first = PeriodicConv3d(in_channels, width, (3, 7, 7), padding=(0, 3, 3))
+            block = [nn.PReLU(), PeriodicConv3d(width, width, 3, padding=(0, 1, 1))]
+            self.block = nn.Sequential(*block, nn.PReLU(), PeriodicConv3d(width, width, 3, padding=(0, 1, 1)))
+            self.final = nn.Conv3d(width, out_channels, 1)
+
+    @property
+    def last(self) -> nn.Module:
+        """The last layer."""
+        return self.final if hasattr(self, "final") else self.parts.get_submodule("1.last")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 2, frames, H, W) -> the same shape."""
+        change = torch.stack([part(x[:, i]) for i, part in enumerate(self.parts)], 1)
+        if not hasattr(self, "final"):
+            return change
+        y = self.first(x + change)
+        return change + self.final(y + self.block(y))
+
+
 class PatchDiscriminator(nn.Module):
     """Judges patches: is this magnitude image a reference, given the zero-filled one?
 
@@ -2455,8 +3430,27 @@ class PatchDiscriminator(nn.Module):
         """image, given (batch, h, w) magnitudes -> a score per patch (batch, 1, h', w'), higher is more real."""
         return self.layers(torch.stack([given, image], 1))
 
+    def features(self, image: Tensor, given: Tensor) -> list[Tensor]:
+        """What the layers make of an image on the way to the score, each (batch, channels, .., ..)."""
+        x, found = torch.stack([given, image], 1), []
+        for layer in list(self.layers)[:-1]:
+            x = layer(x)
+            if isinstance(layer, nn.LeakyReLU):
+                found.append(x)
+        return found
 
-INNER_NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "resnet": ResNet, "recon_resnet": ReconResNet}
+
+INNER_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "unet": UNet,
+    "resnet": ResNet,
+    "recon_resnet": ReconResNet,
+    "srresnet": SRResNet,
+    "space_time_resnet": SpaceTimeResNet,
+    "frame_unet": FrameUNet,
+    "dual_unet": DualUNet,
+    "dual_unet_no_attention": partial(DualUNet, attention=False),
+    "dual_unet_no_3d": partial(DualUNet, light=False),
+}
 
 
 def _inner(name: str, in_channels: int, out_channels: int, **settings: Any) -> nn.Module:
@@ -2487,12 +3481,12 @@ def normalize(x: Tensor, clamp: float = math.inf) -> tuple[Tensor, Tensor, Tenso
 
 
 def as_channels(image: Tensor) -> Tensor:
-    """(batch, H, W) complex -> (batch, 2, H, W) real and imaginary part; networks see only these."""
+    """(batch, ...) complex -> (batch, 2, ...) real and imaginary part; networks see only these."""
     return torch.view_as_real(image).movedim(-1, 1)
 
 
 def as_complex(channels: Tensor) -> Tensor:
-    """(batch, 2, H, W) -> (batch, H, W) complex64, the inverse of as_channels."""
+    """(batch, 2, ...) -> (batch, ...) complex64, the inverse of as_channels."""
     return torch.view_as_complex(channels.float().movedim(1, -1).contiguous())
 
 
@@ -2507,6 +3501,32 @@ def smooth_phase(kspace: Tensor) -> Tensor:
     window = torch.exp(-0.5 * (rows[:, None] ** 2 + columns**2) / 0.02**2)  # 2 % of either axis
     low = ifft2c(kspace * window)
     return torch.polar(torch.ones_like(low.real), low.angle())  # 1 where low is 0
+
+
+def in_windows(method: Callable[..., Tensor], frames: int, *sequences: Tensor) -> Tensor:
+    """A method that takes `frames` frames, on sequences of any length: in windows that overlap by half.
+
+    The windows go round from the last frame to the first, as heartbeats do, and repeat a sequence that is shorter.
+    Their results are averaged with weights that fall towards a window's ends, so that no seam shows.
+
+    Args:
+        method: called with a window of each sequence, (batch, frames, ...).
+        sequences: (batch, any number of frames, ...).
+    Returns:
+        what the method returns, (batch, frames of the sequences, ...).
+    """
+    total = sequences[0].shape[1]
+    place = torch.arange(frames, device=sequences[0].device)
+    weight = 1 - (2 * place + 1 - frames).abs() / (frames + 1)
+    sums: list[Tensor] = []
+    weights = sequences[0].new_zeros(total, dtype=weight.dtype)
+    for first in range(0, total, max(frames // 2, 1)):
+        chosen = (first + place) % total
+        part = method(*(sequence[:, chosen] for sequence in sequences))
+        part = part * weight.reshape(-1, *[1] * (part.ndim - 2))
+        sums = sums or [part.new_zeros(part.shape[0], total, *part.shape[2:])]
+        sums[0], weights = sums[0].index_add(1, chosen, part), weights.index_add(0, chosen, weight)
+    return sums[0] / weights.reshape(-1, *[1] * (sums[0].ndim - 2))
 
 
 class Unrolled(nn.Module):
@@ -2524,6 +3544,8 @@ class Unrolled(nn.Module):
             per cascade; none leaves them to the network.
         shared: all cascades have the same weights.
         features, levels, stages, dropout: of the inner network, those that it has; 0 or "" for its own.
+        start: of a sequence, zero_filled or view_sharing.
+        frames: of a sequence that are reconstructed together; longer and shorter ones go through in_windows. 0: all.
     """
 
     def __init__(
@@ -2536,11 +3558,14 @@ class Unrolled(nn.Module):
         levels: int = 0,
         stages: str = "",
         dropout: float = 0.0,
+        start: str = "zero_filled",
+        frames: int = 0,
     ) -> None:
         super().__init__()
         choose({"hard": None, "soft": None, "none": None}, consistency, "consistency")
-        self.cascades, self.consistency = cascades, consistency
-        settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout}
+        choose({"zero_filled": None, "view_sharing": None}, start, "start")
+        self.cascades, self.consistency, self.start, self.frames = cascades, consistency, start, frames
+        settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout, "frames": frames}
         self.networks = nn.ModuleList(_inner(inner, 2, 2, **settings) for _ in range(1 if shared else cascades))
         if consistency == "soft":
             self.step = nn.Parameter(torch.full((cascades,), 2.0))  # sigmoid(2) = 0.88
@@ -2549,23 +3574,33 @@ class Unrolled(nn.Module):
         """Reconstruct a batch.
 
         Args:
-            kspace: (batch, H, W) complex, zero where not measured.
+            kspace: (batch, H, W) or, of sequences, (batch, frames, H, W) complex, zero where not measured.
             mask: bool, broadcastable to kspace.
             size: (h, w) of the result.
         Returns:
-            (batch, h, w) complex, in the units of the k-space.
+            (batch, [frames,] h, w) complex, in the units of the k-space.
         """
+        if kspace.ndim == 4:
+            least = max(getattr(network, "min_frames", 1) for network in self.networks)
+            if kspace.shape[1] < least:
+                raise BadInput(f"{kspace.shape[1]} frames, but the network looks at {least} at a time: give more")
+            if self.frames and kspace.shape[1] != self.frames:
+                return in_windows(lambda k, m: self(k, m, size), self.frames, kspace, mask.expand(kspace.shape))
         return center_crop(self.unroll(ifft2c(kspace), kspace, mask), size)
 
     def unroll(self, seen: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
-        """All cascades, from a first image (batch, H, W) to the last one.
+        """All cascades, from a first image (batch, [frames,] H, W) to the last one.
 
         With maps, k-space and the result are (batch, coils, H, W): the network sees and changes what the coils see
         together, and consistency holds for each coil.
         """
         image = seen if maps is None else spread_coils(seen, maps)
         phase = smooth_phase(kspace if maps is None else fft2c(seen))
-        scale = seen.abs().amax((-2, -1), keepdim=True) * phase
+        scale = seen.abs().flatten(1).amax(1).reshape(-1, *[1] * (seen.ndim - 1)) * phase
+        if self.start == "view_sharing":
+            if kspace.ndim < 4:
+                raise BadInput("start view_sharing is for sequences: leave start out")
+            seen = image = view_sharing(kspace, mask)
         for cascade in range(self.cascades):
             network = self.networks[cascade % len(self.networks)]
             change = scale * as_complex(network(as_channels(seen / scale)))
@@ -2675,7 +3710,7 @@ class MagnitudeNetwork(nn.Module):
     Args:
         inner: one of INNER_NETWORKS.
         residual: the network predicts what to add to its input.
-        features, levels, stages, dropout: of the inner network; see Unrolled.
+        features, levels, stages, dropout, upscale_factor: of the inner network; see Unrolled.
     """
 
     def __init__(
@@ -2686,10 +3721,12 @@ class MagnitudeNetwork(nn.Module):
         levels: int = 0,
         stages: str = "",
         dropout: float = 0.0,
+        upscale_factor: int = 0,
     ) -> None:
         super().__init__()
         self.residual = residual
-        self.network = _inner(inner, 1, 1, features=features, levels=levels, stages=stages, dropout=dropout)
+        settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout}
+        self.network = _inner(inner, 1, 1, **settings, upscale_factor=upscale_factor)
 
     def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
         """(batch, [coils,] H, W) complex k-space -> (batch, h, w) real magnitude; the mask is not used."""
@@ -2699,6 +3736,69 @@ class MagnitudeNetwork(nn.Module):
         return (x + y if self.residual else y) * std + mean
 
 
+class KSpaceSR(nn.Module):
+    """Extends k-space beyond its measured central block, and keeps that block: super-resolution from k-space.
+
+    Real and imaginary part of the measured k-space come in twice: as they are, and divided by the mean magnitude of
+    fully sampled k-space at the same distance from the centre, a template taken from the training set, so that no
+    frequency outweighs the others. Convolutions over k-space itself are products in the image: they cannot
+    reach beyond the block. So the network works on the inverse transforms of both, an image and its edges, and the
+    transform of what it returns is the new k-space (times the template it would learn fine detail more slowly).
+    Scale and smooth phase are taken out first and come back at the end, as in Unrolled; the measured samples are put
+    back, and the loss is that of the image.
+
+    Args: see Unrolled; upscale_factor is for an inner "srresnet", which is made for one factor.
+    """
+
+    BINS = 32  # of the template from the centre to the middle of an edge; it goes on to the corners
+
+    def __init__(
+        self,
+        inner: str = "unet",
+        features: int = 0,
+        levels: int = 0,
+        stages: str = "",
+        dropout: float = 0.0,
+        upscale_factor: int = 0,
+    ) -> None:
+        super().__init__()
+        settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout}
+        self.network = _inner(inner, 4, 2, **settings, upscale_factor=upscale_factor)
+        self.template: Tensor
+        self.register_buffer("template", torch.zeros(3 * self.BINS // 2 + 1))  # logarithms
+
+    def _bins(self, kspace: Tensor) -> Tensor:
+        """Where each sample of a k-space lies in the template: (H, W) float."""
+        rows, columns = (torch.arange(n, device=kspace.device) / (n / 2) - n // 2 / (n / 2) for n in kspace.shape[-2:])
+        return self.BINS * (rows[:, None] ** 2 + columns**2).sqrt()
+
+    def learn_template(self, dataset: Any, slices: int = 32) -> None:
+        """Take the mean magnitude of fully sampled k-space, by distance from the centre, from a SliceDataset."""
+        total, count = torch.zeros_like(self.template), torch.zeros_like(self.template)
+        for index in np.linspace(0, len(dataset) - 1, min(slices, len(dataset))).astype(int):
+            volume, number = dataset.slices[index]
+            kspace, _ = dataset.volumes[volume].cropped(number)
+            size, bins = kspace / ifft2c(kspace).abs().max(), self._bins(kspace).round().long().flatten()
+            total.index_add_(0, bins, size.abs().flatten())
+            count.index_add_(0, bins, torch.ones(len(bins)))
+        filled = count > 0
+        self.template[filled] = (total / count)[filled].clamp(min=1e-6).log()
+        self.template[~filled] = self.template[filled].min()  # the last ones, and all gaps of a small matrix
+
+    def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+        """(batch, H, W) complex k-space -> (batch, h, w) complex image; see Unrolled.forward."""
+        image = ifft2c(kspace)
+        scale = image.abs().amax((-2, -1), keepdim=True) * smooth_phase(kspace)
+        bins = self._bins(kspace)
+        below = bins.long().clamp(max=len(self.template) - 2)
+        template = torch.lerp(self.template[below], self.template[below + 1], bins - below).exp()
+        edges = as_channels(ifft2c(fft2c(image / scale) / template))
+        edges = edges / edges.square().mean((-3, -2, -1), keepdim=True).sqrt()
+        new = self.network(torch.cat([as_channels(image / scale), edges], 1))
+        return center_crop(keep_measured(image + scale * as_complex(new), kspace, mask), size)
+
+
+SRRESNET = partial(MagnitudeNetwork, inner="srresnet", residual=True, features=32, stages="6x2", upscale_factor=2)
 # What --model accepts: a network with the settings that are its own where train.py's are 0 or empty.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "unet": partial(Unrolled, inner="unet", features=16, levels=4),
@@ -2707,12 +3807,26 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "recon_resnet": partial(Unrolled, inner="recon_resnet", features=24, stages="14x2"),
     "kspace_unet": partial(KSpaceNetwork, inner="unet", features=16, levels=4),
     "unrolled": partial(Unrolled, inner="unet", cascades=4, features=16, levels=3),
+    "srresnet": SRRESNET,
+    "srgan": SRRESNET,  # the same, trained with an adversary; see the task super_resolution
+    "kspace_sr": partial(KSpaceSR, inner="unet", features=12, levels=3),
+    "cine_unet": partial(Unrolled, inner="frame_unet", consistency="none", features=32, levels=3, frames=12),
+    "cine_dual_unet": partial(
+        Unrolled, inner="dual_unet", consistency="none", features=64, levels=4, dropout=0.3, frames=12
+    ),
+    "cine_unrolled": partial(
+        Unrolled, inner="space_time_resnet", cascades=3, features=16, stages="2x2", start="view_sharing"
+    ),
     "rss_unet": partial(MagnitudeNetwork, inner="unet", residual=True, features=16, levels=4),
     "varnet": partial(VariationalNetwork, inner="unet", cascades=6, features=8, levels=3),
 }
-LEARNING_RATES = {"resnet": 0.0003}  # of models that diverge at DEFAULT_RATE, which suits the others
+# Of models that diverge at DEFAULT_RATE, which suits most, or are slow at it.
+LEARNING_RATES = {"resnet": 0.0003, "cine_unrolled": 0.005}
 DEFAULT_RATE = 0.002
-MODEL_SETTINGS = ("inner", "cascades", "consistency", "shared", "features", "levels", "stages", "dropout")
+MODEL_SETTINGS = (
+    *("inner", "cascades", "consistency", "shared", "features", "levels", "stages", "dropout"),
+    *("upscale_factor", "start", "frames"),
+)
 
 
 def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -2726,9 +3840,9 @@ def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     inner = _defaults(choose(INNER_NETWORKS, settings.get("inner") or own["inner"], "inner network"))
     result = {}
     for key in MODEL_SETTINGS:
-        if key in own and (key in inner or key not in ("levels", "stages")):
+        if key in own and (key in inner or key not in ("levels", "stages", "dropout")):
             result[key] = settings.get(key) or own[key] or inner.get(key, own[key])
-        elif settings.get(key):
+        elif settings.get(key) and key != "upscale_factor":  # that is the task's too
             raise BadInput(f"model {name!r} has no {key}: leave {key} out, or choose another model")
     return result
 
@@ -2750,6 +3864,29 @@ def build_model(settings: Mapping[str, Any]) -> nn.Module:
 # fastMRI's conventions: one figure per volume, data range = the largest value of the target volume.
 
 
+class _WindowSums(torch.autograd.Function):
+    """Sums over every n x n window of (..., H, W); the gradient is the same sum over the zero-padded gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, n: int) -> Tensor:
+        ctx.n = n
+        for dim in (-1, -2):
+
+            def neighbours(count: int, x: Tensor = x, dim: int = dim) -> Tensor:  # by doubling: four additions for 7
+                if count == 1:
+                    return x
+                half, size = neighbours(count // 2), x.shape[dim] - count + 1
+                total = half.narrow(dim, 0, size) + half.narrow(dim, count // 2, size)
+                return total + x.narrow(dim, count - 1, size) if count % 2 else total
+
+            x = neighbours(n)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return _WindowSums.apply(nn.functional.pad(gradients[0], [ctx.n - 1] * 4), ctx.n), None
+
+
 def ssim_map(target: Tensor, prediction: Tensor, data_range: Tensor | float, window: int = 7) -> Tensor:
     """Structural similarity of each window: uniform window, sample covariance, K = .01 and .03.
 
@@ -2765,25 +3902,17 @@ def ssim_map(target: Tensor, prediction: Tensor, data_range: Tensor | float, win
     height, width = target.shape[-2:]
     if min(height, width) < window:
         raise BadInput(f"SSIM needs images of at least {window}x{window}, not {height}x{width}")
-
-    def mean(x: Tensor) -> Tensor:
-        x = nn.functional.avg_pool2d(x.reshape(-1, 1, height, width), (window, 1), stride=1)
-        return nn.functional.avg_pool2d(x, (1, window), stride=1)
-
-    unbiased = window**2 / (window**2 - 1)
-    x, y = target, prediction.to(target.dtype)
-    mean_x, mean_y, mean_xx, mean_yy, mean_xy = (
-        mean(z).reshape(*x.shape[:-2], height - window + 1, width - window + 1) for z in (x, y, x * x, y * y, x * y)
-    )
-    var_x, var_y = unbiased * (mean_xx - mean_x**2), unbiased * (mean_yy - mean_y**2)
-    covariance = unbiased * (mean_xy - mean_x * mean_y)
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    return ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    x, y, n = target, prediction.to(target.dtype), window**2
+    sum_x, sum_y, sum_squares, sum_xy = (_WindowSums.apply(z, window) for z in (x, y, x * x + y * y, x * y))
+    # The usual formula, numerator and denominator multiplied by n^2 and, in the second factor, by n (n - 1).
+    c1, c2 = (0.01 * n * data_range) ** 2, 0.03**2 * n * (n - 1) * data_range**2
+    both, power = sum_x * sum_y, sum_x * sum_x + sum_y * sum_y
+    return (2 * both + c1) * (2 * (n * sum_xy - both) + c2) / ((power + c1) * (n * sum_squares - power + c2))
 
 
-def _volumes(target: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as float64 tensors of one shape: float32 sums cost the sixth digit."""
-    x, y = torch.as_tensor(target).double(), torch.as_tensor(prediction).double()
+def _volumes(target: Tensor, prediction: Tensor, kind: Any = torch.float64) -> tuple[Tensor, Tensor]:
+    """Both as tensors of one shape, as a rule float64: float32 sums cost the sixth digit."""
+    x, y = (torch.as_tensor(image, dtype=kind) for image in (target, prediction))
     if x.shape != y.shape:
         raise BadInput(f"target {tuple(x.shape)} and prediction {tuple(y.shape)} differ in shape")
     return x, y
@@ -2810,8 +3939,12 @@ def ssim(target: Tensor, prediction: Tensor, data_range: float | None = None) ->
 
     data_range: the largest value of the target volume unless given.
     """
-    x, y = _volumes(target, prediction)
-    return float(ssim_map(x, y, float(x.max()) if data_range is None else data_range).mean())
+    x, y = _volumes(target, prediction, None)
+    peak = float(x.max()) if data_range is None else data_range
+    x, y = (v.reshape(-1, *v.shape[-2:]) for v in (x, y))
+    step = len(x) if x.device.type == "cuda" else 1  # one slice at a time stays in a CPU's cache
+    pairs = zip(x.split(step), y.split(step))
+    return mean(float(ssim_map(a.double(), b.double(), peak).mean()) for a, b in pairs)
 
 
 def mae(target: Tensor, prediction: Tensor) -> float:
@@ -3155,6 +4288,10 @@ class SliceDataset(torch.utils.data.Dataset):
             and epoch, reproducibly, which is what training wants.
         limit: use only the first `limit` slices of an even spread; 0 uses all.
         augment: vary orientation, matrix size and noise (see vary_scan), reproducibly; needs a seed.
+        skip: a file that turns out to be unreadable is named once; from then on the next readable slice of
+            the same size stands in for each of its slices. Otherwise it raises BadInput.
+    Attributes:
+        unreadable: numbers of the volumes left out so.
     """
 
     def __init__(
@@ -3166,8 +4303,10 @@ class SliceDataset(torch.utils.data.Dataset):
         seed: int | None = None,
         limit: int = 0,
         augment: bool = False,
+        skip: bool = False,
     ) -> None:
         self.volumes, self.seed, self.epoch = list(volumes), seed, 0
+        self.skip, self.unreadable = skip, set[int]()
         self.mask, self.augment = mask, augment and seed is not None
         factors = acceleration if isinstance(acceleration, Sequence) else [acceleration]
         self.sampling = [(factor, center_fraction * factors[0] / factor) for factor in factors]
@@ -3190,6 +4329,39 @@ class SliceDataset(torch.utils.data.Dataset):
         return *volume.shape[1:-2], volume.target_size[0], volume.shape[-1]
 
     def __getitem__(self, index: int) -> Sample:
+        reason: BadInput | None = None
+        for i in ((index + k) % len(self) for k in range(len(self) if self.skip else 1)):
+            v = self.slices[i][0]
+            if v not in self.unreadable and self.size(i) == self.size(index):
+                try:
+                    return self.sample(i)
+                except BadInput as error:
+                    if not self.skip:
+                        raise
+                    reason = error
+                    self.leave_out(v, str(error))
+        path = self.volumes[self.slices[index][0]].path
+        raise BadInput(f"{path}: no other training file of its size can stand in for it: mend the files") from reason
+
+    def leave_out(self, volume: int, reason: str) -> None:
+        """Read a volume no more, and say so once; processes that read for this one are silent."""
+        if volume not in self.unreadable and torch.utils.data.get_worker_info() is None:
+            print(f"{reason}; left out from now on", file=sys.stderr, flush=True)
+        self.unreadable.add(volume)
+
+    def without_unreadable(self) -> list[str]:
+        """Forget the volumes that were left out, in all processes; returns one line on them, if there are any."""
+        gone = set().union(*gather([self.unreadable]))
+        if not gone:
+            return []
+        names = ", ".join(self.volumes[v].path.name for v in sorted(gone))
+        new = {v: i for i, v in enumerate(v for v in range(len(self.volumes)) if v not in gone)}
+        self.volumes, self.unreadable = [self.volumes[v] for v in new], set()
+        self.slices = [(new[v], s) for v, s in self.slices if v in new]
+        return [f"{len(gone)} training volumes turned unreadable and were left out: {names}"]
+
+    def sample(self, index: int) -> Sample:
+        """Slice `index` itself, read and undersampled."""
         v, s = self.slices[index]
         volume = self.volumes[v]
         kspace, acquired = volume.cropped(s)
@@ -3212,7 +4384,7 @@ class SliceDataset(torch.utils.data.Dataset):
         sampled = sampled.reshape(*[1] * (kspace.ndim - sampled.ndim), *sampled.shape)
         possible = acquired.sum() * (sampled.numel() // sampled.shape[-1])
         return Sample(
-            kspace=kspace * sampled + 0.0,  # + 0.0 removes negative zeros, as fastMRI does
+            kspace=(kspace * sampled).add_(0.0),  # + 0.0 removes negative zeros, as fastMRI does
             mask=sampled | ~acquired,
             target=target,
             maximum=torch.tensor(peak),
@@ -3344,7 +4516,11 @@ def training_batches(loader: torch.utils.data.DataLoader, device: str) -> Iterat
     if sampler.processes > 1:  # dropout must differ between the processes; one process goes on as it was seeded
         seeds = sampler.dataset.seed or 0, sampler.dataset.epoch, sampler.rank, 2
         torch.manual_seed(np.random.RandomState(seeds).randint(2**31))
-    for batch, (_, share) in zip(progress(loader, "training"), sampler.plan()):
+    dataset = sampler.dataset
+    for batch, (part, share) in zip(progress(loader, "training"), sampler.plan()):
+        for planned, found in zip((dataset.slices[i][0] for i in part), batch.volume.tolist()):
+            if planned != found:  # a process that reads for this one came upon it
+                dataset.leave_out(planned, f"{dataset.volumes[planned].path}: cannot be read")
         yield batch.to(device), share
 
 
@@ -3445,8 +4621,11 @@ def place(network: nn.Module, settings: Any, train_set: SliceDataset) -> nn.Modu
     Args:
         network: of MODELS.
         settings: train.py's parameters, of which device, precision and compile count.
-        train_set: what it will see; the compiler is tried on its first slice.
+        train_set: what it will see: a KSpaceSR learns its template from it, the compiler is tried on its first slice.
     """
+    learn = getattr(network, "learn_template", None)
+    if learn and not settings.start_from:
+        learn(train_set)
     network = network.to(settings.device)
     if settings.device == "cuda":
         fast = settings.precision != "float32"  # else TF32 would round the factors of every product to 10 bits
@@ -3662,6 +4841,7 @@ CLASSICAL: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
     "wavelet": (wavelet, (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008)),
     "low_rank": (low_rank, (0.00001, 0.0001, 0.001, 0.01, 0.1)),
 }
+TEMPORAL_TV_WEIGHTS = (0.00025, 0.0005, 0.001, 0.002)
 
 
 def classical_method(name: str, weight: float, **options: Any) -> Method:
@@ -3724,24 +4904,28 @@ def reconstruct_volume(
         method: a network or a classical method.
         dataset: where the slices come from.
         volume: index into dataset.volumes.
-        settings: train.py's parameters, of which device, batch_size and precision count.
+        settings: train.py's parameters, of which device, batch_size, precision and workers (threads here, which
+            read the next slices meanwhile) count.
     Returns:
         reconstruction and target, float32 (slices, h, w) on the CPU, and the seconds that the method
         took, without the reading. Frames of a sequence count as slices.
     """
-    device, size, precision = "cpu", 8, "float32"
+    device, size, precision, workers = "cpu", 8, "float32", 0
     if settings is not None:
         device, size, precision = settings.device, settings.batch_size, settings.precision
+        workers = getattr(settings, "workers", 0)
     if isinstance(method, nn.Module) and method.training:
         raise BadInput("the network is in training mode, where dropout and batch statistics change it: call .eval()")
     chosen = [i for i, (v, _) in enumerate(dataset.slices) if v == volume]
     images, targets, seconds = [], [], 0.0
-    for first in range(0, len(chosen), size):
-        batch = Sample.stack([dataset[i] for i in chosen[first : first + size]]).to(device)
-        start = time.perf_counter()
-        images.append(reconstruct(method, batch, precision).cpu())  # .cpu() waits for a GPU to finish
-        seconds += time.perf_counter() - start
-        targets.append(batch.target.cpu())
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        samples = (pool.map if workers else map)(dataset.__getitem__, chosen)
+        while group := list(itertools.islice(samples, size)):
+            batch = Sample.stack(group).to(device)
+            start = time.perf_counter()
+            images.append(reconstruct(method, batch, precision).cpu())  # .cpu() waits for a GPU to finish
+            seconds += time.perf_counter() - start
+            targets.append(batch.target.cpu())
     return torch.cat(images).flatten(0, -3), torch.cat(targets).flatten(0, -3), seconds
 
 
@@ -3759,6 +4943,7 @@ class Task:
         read: the volumes of a folder. Raises BadInput.
         split: (folder, read) -> training and validation volumes.
         prepare: checks or derives parameters, before anything is read.
+        export: (folder, network, slices) -> nothing: what a run folder holds besides.
     """
 
     settings: Mapping[str, Any]
@@ -3769,12 +4954,122 @@ class Task:
     read: Callable[[Path], list[Volume]]
     split: Callable[[Path, Callable[[Path], list[Volume]]], tuple[list[Volume], list[Volume]]] = read_train_and_val
     prepare: Callable[[Any], None] = lambda settings: None
+    export: Callable[[Path, Method, SliceDataset], None] = lambda folder, network, dataset: None
 
 
 def tuned_tv(train_set: SliceDataset, settings: Any) -> tuple[dict[str, Method], dict[str, float]]:
     """The baselines of single_coil: total variation with the weight that suits the training slices best."""
     weight = tune("tv", train_set, device=settings.device)
     return {"tv": tv_method(weight)}, {"tv_weight": weight}
+
+
+def demo_sr() -> Path:
+    """The demo data of super_resolution: 36 simulated heads with pixels of 0.9 mm and little noise."""
+    return demo_data(DEMO_FOLDER.with_name("demo_sr"), 24, 12, slices=4, matrix=256, seed=4, wide=False, noise=0.004)
+
+
+def read_any(folder: Path) -> list[Volume]:
+    """k-space files (.h5) of a folder, or the images in it; see read_folder and read_images."""
+    return read_folder(folder, "slices, H, W") if any(folder.glob("*.h5")) else read_images(folder)
+
+
+def split_images(folder: Path, read: Callable[[Path], list[Volume]]) -> tuple[list[Volume], list[Volume]]:
+    """folder/train and folder/val; where there are none, a quarter of the subjects, or of one subject's slices.
+
+    The slices of one subject's series are split in two blocks, and a gap between them is left out: neighbours are
+    nearly copies. What is done is printed.
+    """
+    if (folder / "train").is_dir():
+        return read_train_and_val(folder, read)
+    volumes = read(folder)
+    train, val = split_by_subject(volumes, 0.25)
+    if train:
+        print(f"{folder}: no train/ and val/ in it: {len({v.patient_id for v in val})} of its subjects validate")
+        return train, val
+    for volume in volumes:
+        n = len(volume)
+        gap, held = max(3, n // 10), n // 4
+        if held < 1 or not isinstance(volume, ImageVolume) or n - gap - held < 1:
+            raise BadInput(f"{volume.path}: one subject with {n} slices cannot be split: give train/ and val/")
+        train.append(volume.part(0, n - gap - held))
+        print(
+            f"{folder}: one subject: slices 0 to {n - gap - held - 1} train, {n - held} to {n - 1} validate, {gap} "
+            "between them are left out: the figures hold for this head, not for others"
+        )
+    return train, [volume.part(len(volume) - len(volume) // 4, len(volume)) for volume in volumes]
+
+
+def prepare_super_resolution(settings: Any) -> None:
+    """The mask that an upscale factor means, and what makes srresnet srgan."""
+    factor = settings.upscale_factor
+    choose({"2": None, "4": None}, str(factor), "upscale_factor")
+    if settings.acceleration not in (0, factor**2) or settings.mask != "low_pass":
+        raise BadInput("mask and acceleration: super_resolution has its own: give upscale_factor instead")
+    settings.acceleration, settings.center_fraction = float(factor**2), 1 / factor**2  # the block is all there is
+    if settings.model == "srgan":
+        settings.adversarial_weight = settings.adversarial_weight or 0.005
+        settings.perceptual_weight = settings.perceptual_weight or 0.05
+
+
+def sliding_window(kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+    """view_sharing, called like a network."""
+    return center_crop(view_sharing(kspace, mask), size)
+
+
+def cine_baselines(train_set: SliceDataset, settings: Any) -> tuple[dict[str, Method], dict[str, float]]:
+    """The baselines of cine: the sliding window, and total variation along time, its weight tuned."""
+
+    def method(weight: float) -> Method:
+        return lambda kspace, mask, size: center_crop(temporal_tv(kspace, mask, weight), size)
+
+    weight = tune(method, train_set, TEMPORAL_TV_WEIGHTS, slices=3, device=settings.device)
+    return {"sliding_window": sliding_window, "temporal_tv": method(weight)}, {"temporal_tv_weight": weight}
+
+
+def split_cine(folder: Path, read: Callable[[Path], list[Volume]]) -> tuple[list[Volume], list[Volume]]:
+    """folder/train and folder/val; or, of a folder with one cine.npz, a fifth of its sequences for validation."""
+    if not (folder / "cine.npz").exists():
+        return read_train_and_val(folder, read)
+    sequences = read(folder)
+    if len(sequences) < 2:
+        raise BadInput(f"{folder / 'cine.npz'}: one sequence cannot be split: score it with --evaluate CHECKPOINT")
+    return split_by_subject(sequences, 0.2)
+
+
+def check_cine(settings: Any) -> None:
+    """Refuse what sequences cannot have."""
+    for name in ("augment", "cache", "adversarial_weight"):
+        if getattr(settings, name):
+            raise BadInput(f"{name} is not for task 'cine': leave it out")
+
+
+@torch.inference_mode()
+def export_cine(folder: Path, network: Method, dataset: SliceDataset) -> None:
+    """Complex images beside each reconstruction, and PSNR and SSIM as text.
+
+    FOLDER/reconstructions/NAME.h5 gets the complex data sets `undersampled`, `reconstructed` and `full`, (1, frames,
+    h, w), HDF5 fields r and i: real and imaginary part. FOLDER/results.txt: a line per sequence.
+    """
+    if rank_and_size()[0] > 0:
+        return
+    device = next(network.parameters()).device if isinstance(network, nn.Module) else "cpu"
+    lines = []
+    for number in range(len(dataset)):
+        batch, volume = Sample.stack([dataset[number]]).to(device), dataset.volumes[dataset.slices[number][0]]
+        images = {
+            "undersampled": zero_filled(batch.kspace, batch.mask, volume.target_size),
+            "reconstructed": network(batch.kspace, batch.mask, volume.target_size),
+            "full": ifft2c(volume.kspace(0))[None],
+        }
+        with h5py.File(folder / "reconstructions" / volume.path.name, "a") as file:
+            for name, image in images.items():
+                file[name] = image.cpu().numpy()
+        full, words = images["full"].abs()[0], []
+        for name in ("undersampled", "reconstructed"):
+            image = images[name].abs()[0].cpu()
+            words.append(f"{name} PSNR {psnr(full, image):.2f} dB SSIM {ssim(full, image):.4f}")
+        lines.append(f"{volume.path.stem}: {', '.join(words)}")
+    replace_file(folder / "results.txt", lambda partial: partial.write_text("\n".join(lines) + "\n"))
 
 
 def tuned_parallel(train_set: SliceDataset, settings: Any) -> tuple[dict[str, Method], dict[str, float]]:
@@ -3805,6 +5100,44 @@ TASKS: dict[str, Task] = {
         baselines=tuned_tv,
         read=partial(read_folder, axes="slices, H, W"),
     ),
+    "super_resolution": Task(
+        settings={
+            "data": "data/demo_sr",
+            "model": "kspace_sr",
+            "mask": "low_pass",
+            "upscale_factor": 2,
+            "loss": "l1_ssim",
+        },
+        demo=demo_sr,
+        models=("kspace_sr", "srresnet", "srgan", "unet", "kspace_unet"),
+        start=("sinc", zero_filled),
+        baselines=lambda train_set, settings: (
+            {"bicubic": lambda kspace, mask, size: bicubic(kspace, size, settings.upscale_factor)},
+            {},
+        ),
+        read=read_any,
+        split=split_images,
+        prepare=prepare_super_resolution,
+    ),
+    "cine": Task(
+        settings={
+            "data": "data/demo_cine",
+            "model": "cine_unrolled",
+            "mask": "kt",
+            "acceleration": 5.0,
+            "center_fraction": 11 / 192,
+            "loss": "l1_ssim",
+            "batch_size": 1,
+        },
+        demo=demo_cine,
+        models=("cine_unet", "cine_dual_unet", "cine_unrolled"),
+        start=("zero_filled", zero_filled),
+        baselines=cine_baselines,
+        read=read_cine,
+        split=split_cine,
+        prepare=check_cine,
+        export=export_cine,
+    ),
     "multi_coil": Task(
         settings={
             "data": "data/demo_multi_coil",
@@ -3821,6 +5154,7 @@ TASKS: dict[str, Task] = {
         read=partial(read_folder, axes="slices, coils, H, W"),
     ),
 }
+COMMON = {"epochs": 24, "batch_size": 4}  # of tasks that do not say otherwise
 
 
 def fill_in(settings: Any) -> Any:
@@ -3838,7 +5172,9 @@ def fill_in(settings: Any) -> Any:
         own = choose(TASKS, settings.task, "task").settings
         values.update({name: values[name] or trained.get(name, own[name]) for name in own if name != "data"})
     task = choose(TASKS, settings.task, "task")
-    values.update({name: values[name] or own for name, own in task.settings.items()})
+    values.update({name: values[name] or own for name, own in {**COMMON, **task.settings}.items()})
+    if settings.upscale_factor and "upscale_factor" not in task.settings:
+        raise BadInput(f"task {settings.task!r} has no upscale_factor: leave it out, or choose task super_resolution")
     choose(MODELS, settings.model, "model")
     if settings.model not in task.models:
         raise BadInput(f"model {settings.model!r} is not for task {settings.task!r}: use {', '.join(task.models)}")
@@ -3904,6 +5240,8 @@ def check_numbers(settings: Any) -> None:
         "levels",
         "cascades",
         "adversarial_weight",
+        "perceptual_weight",
+        "tv_weight",
         "clip",
     )
     for name in at_least_0:
@@ -3914,30 +5252,70 @@ def check_numbers(settings: Any) -> None:
     for name in ("dropout", "ema"):
         if not 0 <= getattr(settings, name) < 1:
             raise BadInput(f"{name} {getattr(settings, name)}: use a number from 0 to below 1")
+    if settings.perceptual_weight and not settings.adversarial_weight:
+        raise BadInput("perceptual_weight: its features come with the adversary: set adversarial_weight too, or 0")
     if settings.accumulate > 1 and settings.adversarial_weight:
         raise BadInput("accumulate: adversarial training takes whole batches: set accumulate to 1, or lower batch_size")
+
+
+def vgg_features() -> nn.Module | None:
+    """The convolutions of VGG-19 up to its last pooling; None unless torchvision and the weights are on this computer.
+
+    Nothing is downloaded: the weights are looked for where torch.hub keeps them.
+    """
+    files = sorted(Path(torch.hub.get_dir(), "checkpoints").glob("vgg19-*.pth"))
+    if not files or importlib.util.find_spec("torchvision") is None:
+        return None
+    import torchvision
+
+    network: Any = torchvision.models.vgg19()
+    network.load_state_dict(torch.load(files[0], map_location="cpu", weights_only=True))
+    return network.features[:-1].eval().requires_grad_(False)
+
+
+def roughness(image: Tensor) -> Tensor:
+    """Anisotropic total variation per pixel of (batch, h, w) magnitudes: what tv_weight weighs."""
+    return sum(image.diff(dim=axis).abs().sum() for axis in (-2, -1)) / image.numel()
 
 
 class Adversary:
     """The discriminator of adversarial training, with its optimizer.
 
     Args:
-        settings: train.py's parameters, of which adversarial (one of ADVERSARIAL), lr and device count.
+        settings: train.py's parameters, of which adversarial (one of ADVERSARIAL), lr, device, adversarial_weight and
+            perceptual_weight count.
     """
 
     def __init__(self, settings: Any) -> None:
+        self.weights = settings.adversarial_weight, settings.perceptual_weight
+        self.vgg = vgg_features() if settings.perceptual_weight else None
+        if self.vgg:
+            self.vgg.to(settings.device)
         self.discriminator = PatchDiscriminator().to(settings.device)
         # Little momentum, as usual here: the other player moves.
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=settings.lr / 4, betas=(0.5, 0.9))
         self.own_loss, self.others_loss = choose(ADVERSARIAL, settings.adversarial, "adversarial form")
 
-    def doubt(self, image: Tensor, given: Tensor) -> Tensor:
+    def doubt(self, image: Tensor, target: Tensor, given: Tensor) -> Tensor:
         """What the generator minimises besides its loss: low where its image passes for a reference.
 
+        The opinion of the discriminator, and the distance of reconstruction and reference in a network's features:
+        those of VGG where its weights are on this computer (Johnson et al. 2016, ECCV), else the discriminator's own
+        (feature matching: Salimans et al. 2016, NeurIPS), which need no download and have seen MR images.
+
         Args:
-            image, given: (batch, h, w) magnitudes of reconstruction and zero-filled image.
+            image, target, given: (batch, h, w) magnitudes of reconstruction, reference and zero-filled image.
         """
-        return self.others_loss(self.discriminator(image, given))
+        adversarial, perceptual = self.weights
+        loss = adversarial * self.others_loss(self.discriminator(image, given))
+        if not perceptual:
+            return loss
+        if self.vgg:
+            ours, theirs = ([self.vgg(x[:, None].expand(-1, 3, -1, -1))] for x in (image, target))
+        else:
+            ours, theirs = (self.discriminator.features(x, given) for x in (image, target))
+        distances = [(a - b.detach()).abs().mean() for a, b in zip(ours, theirs)]
+        return loss + perceptual * sum(distances) / len(distances)
 
     def learn(self, image: Tensor, target: Tensor, given: Tensor, share: float = 1.0) -> dict[str, float]:
         """One step of the discriminator on a batch of magnitudes; returns how it did before the step.
@@ -4006,7 +5384,8 @@ class RunState:
 
     FIRST = ("best.pt", "checkpoint.pt")  # all that a run killed in its first save can leave, whole or .partial
     # between a run and its resumption; shards because it follows the number of processes
-    MAY_CHANGE = ("data", "device", "epochs", "workers", "cache", "shards", "accumulate", "compile", "resume", "out")
+    MAY_CHANGE = ("data", "device", "epochs", "workers", "cache", "skip_unreadable", "shards", "accumulate", "compile")
+    MAY_CHANGE += ("resume", "out")
 
     def __init__(self, settings: Any, parts: Mapping[str, Any]) -> None:
         self.settings, self.parts = settings, parts
@@ -4133,7 +5512,7 @@ def quality_warnings(scores: Mapping[str, tuple], val_set: SliceDataset, setting
     """What is suspicious about a run, one line each: the files, the masks, the scores, the images.
 
     Args:
-        scores: as in summarize_run; the later methods are held against the first one, which fills nothing in.
+        scores: as in summarize_run; the network, its last, is held against the first, which fills nothing in.
         val_set: what was scored.
         settings: all parameters; the mask's kind, acceleration and center_fraction count.
     """
@@ -4150,9 +5529,9 @@ def quality_warnings(scores: Mapping[str, tuple], val_set: SliceDataset, setting
     used = {tuple(sample.mask.shape): sample.mask for sample in samples}
     if len(samples) > 2 and len(drawn) > 4 and all(s.mask.equal(used[tuple(s.mask.shape)]) for s in samples):
         lines.append("one mask for all volumes: the figures hold for this mask only, draw one per volume")
-    start = next(iter(scores))
+    start, network = list(scores)[0], list(scores)[-1]
     for name, (rows, images, _) in scores.items():
-        for metric in ("ssim", "psnr"):
+        for metric in ("ssim", "psnr") if name == network else ():
             ours, before = (mean(row[metric] for row in r) for r in (rows, scores[start][0]))
             if ours < before:
                 against = f"below {start.replace('_', '-')} ({ours:.4g} < {before:.4g})"
@@ -4506,7 +5885,7 @@ def add_flags(parser: argparse.ArgumentParser, source: str, several: bool = Fals
     pattern = r"^(\w+): (int|float|str|bool) = (.*?)(?:  # (.*))?$"
     for name, kind, value, text in re.findall(pattern, source, re.MULTILINE):
         default = ast.literal_eval(value)
-        options: dict[str, Any] = {"help": text.replace("%", "%%") + f" (default: {default})", "default": default}
+        options: dict[str, Any] = {"help": text.replace("%", "%%") + f" (default: {value})", "default": default}
         if kind == "bool" and not several:
             options["action"] = argparse.BooleanOptionalAction
         else:

@@ -50,12 +50,13 @@ parameter of papermill (`-p center_fraction 0.04`).
 
 # %% tags=["parameters"]
 data: str = ""  # folder with train/ and val/ ("": the task's demo data, simulated when missing)
-task: str = "single_coil"  # what is reconstructed: single_coil
+task: str = "single_coil"  # what is reconstructed: single_coil, super_resolution, cine or multi_coil
 model: str = ""  # unet, magnitude_unet, resnet, recon_resnet, kspace_unet, unrolled ("": the task's own, unet)
 mask: str = ""  # kind of sampling mask, see notebook 02 ("": the task's own, random)
 acceleration: float = 0.0  # samples asked for / samples taken (0: the task's own, 4)
 center_fraction: float = 0.0  # share of k-space that is fully sampled around its centre (0: the task's own, 0.08)
 train_accelerations: str = ""  # several for training, "4 8", drawn slice by slice; the one above is scored
+upscale_factor: int = 0  # of super_resolution: 2 or 4 (0: the task's own, 2)
 augment: bool = False  # vary orientation, matrix size and noise of the training slices
 inner: str = ""  # network inside the model: unet, resnet or recon_resnet ("": the model's own)
 features: int = 0  # channels of its first convolution (0: the model's own)
@@ -64,15 +65,19 @@ stages: str = ""  # blocks x layers of a residual network, "8x2 4x3" ("": the mo
 cascades: int = 0  # how often network and data consistency follow one another (0: the model's own)
 shared: bool = False  # all cascades share their weights
 consistency: str = ""  # with the measured samples: hard, soft (learned) or none ("": the model's own)
-dropout: float = 0.0  # probability that a feature map is dropped in training
-epochs: int = 24  # passes over the training slices
-batch_size: int = 4  # slices per step
+dropout: float = 0.0  # probability that a feature map is dropped in training (0: the model's own, 0 for most)
+start: str = ""  # of a sequence's network: zero_filled or view_sharing ("": the model's own)
+frames: int = 0  # of a sequence reconstructed together (0: the model's own, or all)
+epochs: int = 0  # passes over the training slices (0: the task's own, 24)
+batch_size: int = 0  # slices per step (0: the task's own, 4)
 lr: float = 0.0  # learning rate at its highest (0: the model's own, 0.002 for most)
 optimizer: str = "adam"  # adam, adamw or rmsprop
 schedule: str = "cosine"  # learning rate over the steps: constant, step or cosine (with 5 % warm-up)
 loss: str = ""  # of the magnitude images: l1, l2, ssim or l1_ssim ("": the task's own, ssim)
 adversarial_weight: float = 0.0  # of a discriminator's opinion beside the loss; 0: none
 adversarial: str = "least_squares"  # its form: least_squares or wasserstein
+perceptual_weight: float = 0.0  # of the distance in features, VGG's or the discriminator's; 0: none
+tv_weight: float = 0.0  # of the total variation of the image; 0: none
 start_from: str = ""  # checkpoint whose weights training starts from (fine-tuning)
 train_slices: int = 0  # train on this many slices only, spread evenly (0: all)
 seed: int = 0  # of the weights, the order of the slices and the training masks
@@ -80,6 +85,7 @@ device: str = "auto"  # cpu, cuda, or auto: a GPU if there is one
 precision: str = "float32"  # of the network: float32, tf32 (on GPUs) or bfloat16
 workers: int = 0  # processes that read slices (0: the main process does)
 cache: str = ""  # folder on a fast disk or in memory for slices ready to train with ("": none)
+skip_unreadable: bool = False  # go on without training files that turn unreadable, instead of stopping
 accumulate: int = 1  # pieces that a batch is taken in, one after the other: less memory, same steps
 clip: float = 0.0  # largest norm of the gradient of a step (0: any)
 ema: float = 0.0  # share of the old in a moving average of the weights, which is then the model (0: none)
@@ -119,6 +125,7 @@ def load_data(settings):
     several = mri.read_numbers(settings.train_accelerations, "train_accelerations")
     sampling = settings.mask, several or settings.acceleration, settings.center_fraction
     options = {"seed": settings.seed, "limit": settings.train_slices, "augment": settings.augment}
+    options |= {"skip": settings.skip_unreadable}
     return mri.SliceDataset(train, *sampling, **options), val_set
 
 
@@ -154,9 +161,11 @@ def train_epoch(network, adversary, loader, optimizer, scheduler, settings):
         image, target = mri.reconstruct(network, batch, settings.precision) / peak, batch.target / peak
         loss = mri.LOSSES[settings.loss](image, target)
         logged = {"train_loss": loss.detach().double()}
+        if settings.tv_weight:
+            loss = loss + settings.tv_weight * mri.roughness(image)
         if adversary:
             given = mri.reconstruct(mri.TASKS[settings.task].start[1], batch) / peak
-            loss = loss + settings.adversarial_weight * adversary.doubt(image, given)
+            loss = loss + adversary.doubt(image, target, given)
         (share * loss).backward()
         if number % settings.accumulate == 0:
             optimizer.step()
@@ -254,7 +263,7 @@ def score_all(settings, network, train_set, val_set):
     tuning_set = mri.SliceDataset(train_set.volumes, *sampling, seed=settings.seed)
     task = mri.TASKS[settings.task]
     baselines, tuned = task.baselines(tuning_set, settings)
-    print("tuned on training slices:", ", ".join(f"{name} {value:g}" for name, value in tuned.items()))
+    print("tuned on training slices:", ", ".join(f"{name} {value:g}" for name, value in tuned.items()) or "nothing")
     methods = dict([task.start]) | baselines | {settings.model: network.eval()}
     scores = {name: score(method, val_set, settings) for name, method in methods.items()}
     metrics = mri.summarize_run(scores, val_set, settings, train_set)
@@ -288,6 +297,7 @@ def reconstruct_folder(settings):
         metrics = mri.summarize_run(scores, others, settings)
         images = {name: stacks for name, (_, stacks, _) in scores.items()}
         mri.save_run(settings.out, metrics, images, others, network.history)
+        mri.TASKS[settings.task].export(Path(settings.out), network, others)
         print(mri.metrics_table(metrics))
     seconds, slices = time.perf_counter() - start, len(test_files) + len(others)
     print(f"{settings.out}: {slices} slices, {slices / seconds:.1f} per second, from file to file")
@@ -323,10 +333,12 @@ def train_and_score(settings):
     train_set, val_set = load_data(settings)
     print(mri.describe(settings, train_set, val_set))
     network, state = train(settings, train_set, val_set)
+    left_out = train_set.without_unreadable()
     metrics, images = score_all(settings, network, train_set, val_set)
     metrics |= {"train_seconds": state.seconds, "parameters_count": mri.count_parameters(network)}
-    metrics["warnings"] += mri.training_warnings(state.history)
+    metrics["warnings"] += left_out + mri.training_warnings(state.history)
     mri.save_run(settings.out, metrics, images, val_set, state.history)
+    mri.TASKS[settings.task].export(Path(settings.out), network, val_set)
     print(mri.metrics_table(metrics), f"All of it, with figures: {settings.out}", sep="\n")
     return metrics
 

@@ -5,10 +5,13 @@ usage: python notebooks/refresh.py [NAME.ipynb ...]      (default: all of them)
 Outputs are committed so that the book reads on a code host. What changes from run to run (execution
 times, widget state, versions) and what a static page cannot show (widget views) is taken out, so
 that a second run changes nothing but measured seconds. Notebook 04 trains the default network.
+README's table of contents shows notebooks/thumbnails/NAME.png: the picture of the cell tagged `thumbnail`,
+else the notebook's first one.
 """
 
 import base64
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,17 +40,37 @@ def compress(png: str) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def describe(text: str) -> str:
+    """The last sentence or heading of a text cell without its markup: what a screen reader says of the figure below."""
+    lines = re.sub(r"\[([^]]*)\]\([^)]*\)|[*`#$]", r"\1", text).strip().split("\n\n")
+    return " ".join(lines[-1].split())[:200]
+
+
 def clean(notebook: nbformat.NotebookNode) -> None:
-    """Drop what changes from run to run, in place."""
+    """Drop what changes from run to run and describe the pictures, in place."""
+    alt = ""
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
         cell.metadata = {name: cell.metadata[name] for name in ("jupyter", "tags") if cell.metadata.get(name)}
+        alt = describe(cell.source) if cell.cell_type == "markdown" else alt
         for output in cell.get("outputs", []):
             output.get("data", {}).pop(WIDGET_VIEW, None)
             output.get("metadata", {}).clear()
             if "image/png" in output.get("data", {}):
                 output["data"]["image/png"] = compress(output["data"]["image/png"])
+                output["metadata"]["image/png"] = {"alt": alt}
+
+
+def thumbnail(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Write the picture that stands for the notebook, 160 pixels wide."""
+    tagged = sorted(notebook.cells, key=lambda cell: "thumbnail" not in cell.metadata.get("tags", []))
+    found = (output.get("data", {}).get("image/png") for cell in tagged for output in cell.get("outputs", []))
+    if first := next(filter(None, found), None):
+        picture = Image.open(io.BytesIO(base64.b64decode(first))).convert("RGB")
+        path.parent.mkdir(exist_ok=True)
+        picture.thumbnail((160, 160), Image.Resampling.LANCZOS)
+        picture.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def refresh(path: Path) -> None:
@@ -58,6 +81,7 @@ def refresh(path: Path) -> None:
     NotebookClient(notebook, timeout=3600, resources=where, coalesce_streams=True).execute()
     clean(notebook)
     nbformat.write(notebook, path)
+    thumbnail(notebook, FOLDER / "thumbnails" / f"{path.stem}.png")
 
 
 if __name__ == "__main__":

@@ -151,7 +151,10 @@ def test_the_playground_as_a_web_page(address, browser):
         assert "import mri_utils" not in page.page.content()
         assert "effective acceleration" in page.text(area)
         shown = [option.inner_text() for option in area.query_selector_all("option")]
-        assert {path.stem for path in (mri.ROOT / "checkpoints").glob("*.pt")} | set(mri.MASKS) <= set(shown)
+        trained = {p.stem: mri.load_model(p).settings["model"] for p in (mri.ROOT / "checkpoints").glob("*.pt")}
+        fitting = {name for name, model in trained.items() if model in mri.TASKS["single_coil"].models}
+        assert len(fitting) >= 9 and fitting | set(mri.MASKS) <= set(shown)
+        assert not (set(trained) - fitting) & set(shown), "a network of another task"
         for label, handle in lab.sliders(area):
             move_by_key(page, area, label, handle)
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)

@@ -238,6 +238,81 @@ def test_a_changed_file_is_cached_anew_and_a_damaged_cache_is_named(data, tmp_pa
     assert torch.equal(mended.target(1), mri.read_volume(path).target(1))
 
 
+@pytest.fixture
+def files(tiny, tmp_path):
+    """Four training files, three of them of one size, and the second of these, to be damaged."""
+    folder = tmp_path / "files"
+    shutil.copytree(tiny / "train", folder)
+    one = sorted(folder.iterdir())[0]
+    for name in ("x.h5", "y.h5"):
+        shutil.copy(one, folder / name)
+    return folder, folder / "x.h5"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_turns_unreadable_stops_the_run_or_is_left_out(files, workers, capfd):
+    folder, damaged = files
+    sets = [mri.SliceDataset(mri.read_folder(folder), "random", 4, 0.1, seed=0, skip=skip) for skip in (False, True)]
+    strict, patient = [mri.make_loader(dataset, 3, True, workers) for dataset in sets]
+    gone = [v.path for v in sets[1].volumes].index(damaged)
+    os.truncate(damaged, 3000)
+    with pytest.raises(mri.BadInput, match=r"x\.h5: cannot read"):
+        list(mri.training_batches(strict, "cpu"))
+    capfd.readouterr()
+    for sets[1].epoch in range(3):
+        plan = patient.batch_sampler.plan()
+        for (part, _), (batch, _) in zip(plan, mri.training_batches(patient, "cpu"), strict=True):
+            assert len(batch.volume) == len(part)
+            for i, v in zip(part, batch.volume.tolist()):
+                planned = sets[1].slices[i][0]
+                assert v == planned if planned != gone else v != gone
+                assert sets[1].volumes[v].shape == sets[1].volumes[planned].shape  # a stand-in of the same size
+    assert capfd.readouterr().err.count("x.h5") == 1 and sets[1].unreadable == {gone}  # named once, in three epochs
+    count = len(sets[1])
+    (line,) = sets[1].without_unreadable()
+    assert line == "1 training volumes turned unreadable and were left out: x.h5" and len(sets[1]) == count - 2
+    assert all(v.path != damaged for v in sets[1].volumes) and sets[1].without_unreadable() == []
+    assert {int(sample.volume) for sample in sets[1]} == set(range(len(sets[1].volumes)))
+
+
+def test_no_file_can_stand_in(files):
+    folder, _ = files
+    (folder / "only").mkdir()
+    path = shutil.copy(folder / "x.h5", folder / "only" / "x.h5")
+    dataset = mri.SliceDataset(mri.read_folder(folder / "only"), "random", 4, 0.1, seed=0, skip=True)
+    os.truncate(path, 3000)
+    with pytest.raises(mri.BadInput, match=r"x\.h5: no other training file of its size can stand in"):
+        dataset[0]
+
+
+def test_a_run_tells_what_it_left_out(data, tmp_path, monkeypatch):
+    shutil.copytree(data, tmp_path / "data")
+    victim = sorted((tmp_path / "data" / "train").iterdir())[0]
+    shutil.copy(victim, victim.with_name("copy.h5"))
+    save = mri.RunState.save
+
+    def save_and_damage(state, *arguments):
+        save(state, *arguments)
+        victim.write_bytes(b"")
+
+    monkeypatch.setattr(mri.RunState, "save", save_and_damage)
+    settings = SMALL | {"data": str(tmp_path / "data"), "out": str(tmp_path / "run")}
+    module = importlib.import_module("train")
+    metrics = module.run(**settings, skip_unreadable=True)
+    assert f"1 training volumes turned unreadable and were left out: {victim.name}" in metrics["warnings"]
+    assert metrics["provenance"]["training_data"]["volumes"] == 4
+    assert len(log(tmp_path / "run")) == 3
+
+
+def test_threads_read_the_same_validation_volume(tiny):
+    dataset = mri.SliceDataset(mri.read_folder(tiny / "val"), "random", 4, 0.1)
+    settings = SimpleNamespace(device="cpu", batch_size=2, precision="float32", workers=3)
+    for volume in range(2):
+        plain = mri.reconstruct_volume(mri.zero_filled, dataset, volume)
+        threads = mri.reconstruct_volume(mri.zero_filled, dataset, volume, settings)
+        assert all(torch.equal(a, b) for a, b in zip(plain[:2], threads[:2])) and len(plain[0]) == 2
+
+
 def test_memory_and_open_files_stay_as_they_are(data, tmp_path):
     code = f"""
 import os, mri_utils as mri, torch

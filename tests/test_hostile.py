@@ -17,6 +17,7 @@ import selectors
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -26,6 +27,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import mri_utils as mri
 
@@ -49,6 +51,11 @@ def volume(path):
     sample = mri.SliceDataset([opened], "random", 2, 0.2)[0]
     assert mri.zero_filled(sample.kspace, sample.mask, sample.target.shape).shape == sample.target.shape
 
+def images(path):
+    for opened in mri.read_images(path):
+        for i in range(min(len(opened), 4)):
+            assert opened.kspace(i).shape == opened.shape[1:] and opened.target(i).shape == opened.target_size
+
 def checkpoint(path):
     network = mri.load_model(path)
     with torch.inference_mode():
@@ -59,9 +66,9 @@ def peak():
     text = open("/proc/self/status").read()
     return int(text.split("VmHWM:")[1].split()[0]) / 1024
 
-readers = {"volume": volume, "checkpoint": checkpoint}
+readers = {"volume": volume, "images": images, "checkpoint": checkpoint}
 for good in sys.argv[2:]:  # what is loaded on first use is no fault of a file
-    readers["volume" if good.endswith(".h5") else "checkpoint"](good)
+    readers["volume" if good.endswith(".h5") else "checkpoint" if good.endswith(".pt") else "images"](good)
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 limit = size + int(sys.argv[1]) * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -525,9 +532,103 @@ def checkpoints(folder):
         yield folder / f"{name}.pt", "checkpoint", "bad"
 
 
+def good_dicom(path, undefined=b"", **changes):
+    """A small DICOM image in a folder of its own; changes are keywords, `undefined` raw bytes before the pixels."""
+    pydicom = pytest.importorskip("pydicom")
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = changes.pop("syntax", pydicom.uid.ExplicitVRLittleEndian)
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = pydicom.uid.MRImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3.4"
+    data.SeriesInstanceUID, data.Rows, data.Columns = "1.2.3", 16, 24
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 0
+    data.BitsAllocated, data.BitsStored, data.HighBit = 16, 16, 15
+    data.PixelData = np.arange(16 * 24, dtype=np.uint16).tobytes()
+    for keyword, value in changes.items():
+        setattr(data, keyword, value)
+    path.mkdir(parents=True)
+    data.save_as(path / "1.dcm", enforce_file_format=True)
+    if undefined:  # Rows, group 0028, is the first element behind what is inserted
+        content = (path / "1.dcm").read_bytes()
+        place = content.index(b"\x28\x00\x02\x00")
+        (path / "1.dcm").write_bytes(content[:place] + undefined + content[place:])
+    return path
+
+
+def dicoms(folder):
+    yield good_dicom(folder / "good"), "images", "good"
+    content = (folder / "good" / "1.dcm").read_bytes()
+    for place in np.linspace(140, len(content) - 2, 14).astype(int):
+        (folder / f"cut_{place}").mkdir()
+        (folder / f"cut_{place}" / "1.dcm").write_bytes(content[:place])
+        yield folder / f"cut_{place}", "images", "bad"
+    random = np.random.default_rng(2)
+    for number in range(14):
+        broken = np.frombuffer(content, np.uint8).copy()
+        broken[random.integers(132, len(content) if number % 2 else 500, size=2 ** (number % 5))] = number * 19
+        (folder / f"changed_{number}").mkdir()
+        (folder / f"changed_{number}" / "1.dcm").write_bytes(broken.tobytes())
+        yield folder / f"changed_{number}", "images", "any"
+    odd = {
+        "huge": {"Rows": 65535, "Columns": 65535}, "larger": {"Rows": 4000, "Columns": 4000}, "none": {"Rows": 0},
+        "short_pixels": {"PixelData": b"12"}, "frames": {"NumberOfFrames": 2**31 - 1}, "bits": {"BitsAllocated": 12},
+        "negative_frames": {"NumberOfFrames": -1}, "colours": {"SamplesPerPixel": 3},
+        "palette": {"PhotometricInterpretation": "PALETTE COLOR"},
+        "slope_0": {"RescaleSlope": 0, "RescaleIntercept": 0},
+        "packed": {"syntax": "1.2.840.10008.1.2.4.90"}, "unknown_syntax": {"syntax": "1.2.3.4.5"},
+        "deflated": {"syntax": "1.2.840.10008.1.2.1.99"}, "big_endian": {"syntax": "1.2.840.10008.1.2.2"},
+    }  # fmt: skip
+    for name, changes in odd.items():
+        expected = "any" if name in ("slope_0", "packed", "unknown_syntax", "big_endian", "negative_frames") else "bad"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                yield good_dicom(folder / name, **changes), "images", expected
+            except (ValueError, AttributeError):  # pydicom does not write this one; bytes that claim it do as well
+                path = good_dicom(folder / f"{name}_claimed")
+                claimed = content.replace(b"1.2.840.10008.1.2.1\0", changes["syntax"].encode()[:19].ljust(20, b"\0"))
+                (path / "1.dcm").write_bytes(claimed)
+                yield path, "images", "any"
+    for name, values in {"window": "many", "matrix": "x"}.items():
+        text = {"window": {"WindowCenter": [1, 2]}, "matrix": {"AcquisitionMatrix": [0, 60000, 60000, 0]}}[name]
+        yield good_dicom(folder / f"{name}_{values}", **text), "images", "good"
+    sequence = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    nested = {"deep": sequence * 20_000, "open": sequence, "long_text": b"\x08\x00\x90\x00PN\xff\xff"}
+    nested["huge_length"] = b"\x08\x00\x41\x11OB\0\0\xf0\xff\xff\xff"
+    for name, inserted in nested.items():
+        yield good_dicom(folder / f"nested_{name}", undefined=inserted), "images", "bad"
+    for name, tail in {"empty": b"", "noise": bytes(range(256)) * 9, "only_group_2": content[128:150]}.items():
+        (folder / f"claims_{name}").mkdir()
+        (folder / f"claims_{name}" / "IM0").write_bytes(bytes(128) + b"DICM" + tail)
+        yield folder / f"claims_{name}", "images", "bad"
+
+
+def pictures(folder):
+    png, tif = io.BytesIO(), io.BytesIO()
+    Image.fromarray(np.arange(384, dtype=np.uint8).reshape(16, 24)).save(png, "png")
+    Image.fromarray(np.arange(384, dtype=np.float32).reshape(16, 24)).save(tif, "tiff")
+    bomb = io.BytesIO()
+    Image.new("1", (60_000, 60_000)).save(bomb, "png")  # a file of 440 kB
+    contents = {"good.png": png, "good.tif": tif, "bomb.png": bomb}
+    files = {name: buffer.getvalue() for name, buffer in contents.items()}
+    for name in ("good.png", "good.tif"):
+        for place in (0, 4, 20, 40, len(files[name]) // 2):
+            files[f"cut_{place}.{name[-3:]}"] = files[name][:place]
+    files |= {"text.png": b"no picture", "vector.png": b"<svg/>", "dicom.tif": bytes(128) + b"DICM" + bytes(99)}
+    files["nan.tif"] = files["good.tif"].replace(np.float32(9).tobytes(), np.float32(np.nan).tobytes())
+    for name, content in files.items():
+        (folder / name.replace(".", "_")).mkdir()
+        (folder / name.replace(".", "_") / name).write_bytes(content)
+        yield folder / name.replace(".", "_"), "images", "good" if name.startswith("good") else "bad"
+    (folder / "loop").mkdir()
+    (folder / "loop" / "again").symlink_to(folder / "loop")
+    yield folder / "loop", "images", "bad"
+    yield folder / "nowhere", "images", "bad"
+
+
 FAMILIES = (
     truncated, changed_bytes, odd_types, odd_shapes, links, filters, headers, other_formats, odd_content, odd_names,
-    checkpoints,
+    checkpoints, dicoms, pictures,
 )  # fmt: skip
 
 
@@ -537,7 +638,9 @@ FAMILIES = (
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory):
     folder = tmp_path_factory.mktemp("good")
-    worker = Worker([good_file(folder / "good.h5"), good_checkpoint(folder / "good.pt")])
+    good = [good_file(folder / "good.h5"), good_checkpoint(folder / "good.pt"), good_dicom(folder / "images")]
+    Image.new("L", (16, 16), 3).save(folder / "images" / "flat.png")
+    worker = Worker(good)
     yield worker
     worker.stop()
 

@@ -139,7 +139,7 @@ def test_grappa_full_at_one():
 
 
 def test_table_has_exactly_the_kinds_and_a_line_about_each():
-    assert set(mri.MASKS) == set(ALL_KINDS)
+    assert set(mri.MASKS) == set(ALL_KINDS)  # SEQUENCE_MASKS are tested in test_cine.py
     lines = [function.__doc__.splitlines()[0] for function in mri.MASKS.values()]
     assert len(set(lines)) == len(lines)
     assert all(30 < len(line) <= 120 for line in lines)

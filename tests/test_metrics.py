@@ -96,6 +96,14 @@ def test_ssim_refuses_images_smaller_than_its_window():
         mri.ssim(torch.ones(1, 6, 9), torch.ones(1, 6, 9))
 
 
+@pytest.mark.parametrize("window", [1, 2, 3, 7, 8])
+def test_window_sums_and_their_gradient(window, random):
+    x = random(2, 9, 11, dtype=torch.float64).requires_grad_()
+    plain = torch.nn.functional.avg_pool2d(x[:, None], window, 1)[:, 0] * window**2
+    torch.testing.assert_close(mri._WindowSums.apply(x, window), plain, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda x: mri._WindowSums.apply(x, window), x)
+
+
 @pytest.mark.parametrize("loss", mri.LOSSES)
 def test_losses_lead_to_the_target(loss, pair):
     target, prediction = (x / 2 for x in pair)

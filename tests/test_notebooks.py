@@ -134,7 +134,10 @@ def test_committed_outputs(path):
     outputs = [output for cell in code for output in cell.outputs]
     assert outputs and not [o for o in outputs if o.output_type == "error"]
     assert not [o for o in outputs if o.get("name") == "stderr"], "a warning is committed"
-    assert any("image/png" in o.get("data", {}) for o in outputs), "no picture"
+    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert pictures and all(o.metadata["image/png"]["alt"] for o in pictures), "a picture that nothing describes"
+    table = [line for line in (mri.ROOT / "README.md").read_text().splitlines() if f"(notebooks/{path.name})" in line]
+    assert (FOLDER / "thumbnails" / f"{path.stem}.png").is_file() and f"thumbnails/{path.stem}.png" in table[0]
     counts = [cell.execution_count for cell in code if cell.source.strip()]
     assert counts == list(range(1, len(counts) + 1)), "not run top to bottom"
     text = "\n".join(cell.source for cell in notebook.cells) + printed(notebook)

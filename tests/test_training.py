@@ -302,6 +302,45 @@ def test_divergence_stops_the_run_and_keeps_what_was(tiny, tmp_path):
     assert done.returncode != 0 and done.stderr.count("\n") == 1 and "training diverged, lower lr" in done.stderr
 
 
+def test_what_is_left_open_is_the_tasks_then_the_models_own():
+    module = importlib.import_module("train")
+    settings = module.check(SimpleNamespace(**module.parameters))
+    assert (settings.model, settings.mask, settings.acceleration, settings.center_fraction) == (
+        "unet",
+        "random",
+        4,
+        0.08,
+    )
+    assert (settings.data, settings.out, settings.features, settings.lr) == ("data/demo", "runs/unet", 16, 0.002)
+    chosen = module.parameters | {"acceleration": 8.0, "model": "resnet"}
+    settings = module.check(SimpleNamespace(**chosen))
+    assert (settings.acceleration, settings.center_fraction, settings.stages, settings.lr) == (
+        8,
+        0.08,
+        "8x2 4x3",
+        0.0003,
+    )
+    assert settings.out == "runs/resnet"
+
+
+def test_a_checkpoint_is_evaluated_as_it_was_trained(run):
+    module = importlib.import_module("train")
+    trained = run.metrics["parameters"]
+    settings = module.check(SimpleNamespace(**module.parameters | {"evaluate": str(run.folder / "checkpoint.pt")}))
+    same = ("task", "model", "features", "levels", "mask", "acceleration", "center_fraction")
+    assert all(getattr(settings, name) == trained[name] for name in same)
+    other = module.parameters | {"evaluate": str(run.folder / "checkpoint.pt"), "acceleration": 2.0, "features": 99}
+    settings = module.check(SimpleNamespace(**other))
+    assert settings.acceleration == 2 and settings.features == trained["features"]
+
+
+def test_sigterm_is_heard_while_a_baseline_is_tuned(tiny, monkeypatch):
+    train_set = mri.SliceDataset(mri.read_folder(tiny / "train"), "random", 4, 0.08, seed=0)
+    monkeypatch.setattr(mri, "STOP_SIGNALS", [15])
+    with pytest.raises(mri.Stopped):
+        mri.tune("tv", train_set, slices=1)
+
+
 def test_fine_tuning_starts_from_the_weights(run, tiny, tmp_path):
     _, state = only_train(data=tiny, out=tmp_path / "tuned", epochs=1, lr=1e-12, start_from=str(run.folder / "best.pt"))
     before, after = mri.load_model(run.folder / "best.pt"), state.parts["model"]
@@ -359,8 +398,7 @@ def test_help_shows_every_parameter_with_its_comment():
     for name, kind, default, comment in lines:
         option = "--" + name.replace("_", "-")
         typed = f"{option}, --no-{option[2:]}" if kind == "bool" else f"{option} {kind.upper()}"
-        value = default.strip('"') if kind == "str" else default
-        assert f"{typed} {comment} (default: {value})" in shown
+        assert f"{typed} {comment} (default: {default})" in shown
 
 
 # --- faults -----------------------------------------------------------------------------------------
@@ -380,6 +418,15 @@ def subject_twice(data, out):
     train, val = (next((data / split).glob("*.h5")) for split in ("train", "val"))
     with h5py.File(train) as one, h5py.File(val, "r+") as other:
         other.attrs["patient_id"] = one.attrs["patient_id"]
+
+
+def coils_in_training(data, out):
+    path = next((data / "train").glob("*.h5"))
+    with h5py.File(path, "r+") as file:
+        kspace = file["kspace"][()]
+        del file["kspace"]
+        file["kspace"] = np.stack([kspace] * 2, 1)
+    return path.name
 
 
 def garbage_checkpoint(data, out):
@@ -428,13 +475,14 @@ FAULTS = {  # name -> (flags, what is done to data and run folder, what the line
     "epochs": ({"epochs": 0}, None, "epochs 0"),
     "lr": ({"lr": -1}, None, "lr -1"),
     "dropout": ({"dropout": 1}, None, "dropout 1"),
-    "no centre": ({"center_fraction": 0}, None, "center_fraction 0"),
+    "no centre": ({"center_fraction": -1}, None, "center_fraction -1"),
     "centre": ({"center_fraction": 1.5}, None, "center_fraction 1.5"),
     "acceleration": ({"acceleration": 0.5}, None, "acceleration 0.5"),
     "both": ({"acceleration": 8, "center_fraction": 0.2}, None, "acceleration 8"),
     "NaN in training": ({}, nan_in("train"), "NaN"),
     "NaN in validation": ({}, nan_in("val"), "NaN"),
     "subject twice": ({}, subject_twice, "subject"),
+    "coils": ({}, coils_in_training, "this task takes (slices, H, W)"),
     "resume other model": ({"resume": True, "model": "magnitude_unet"}, None, "model"),
     "resume other size": ({"resume": True, "features": 8}, None, "features"),
     "resume garbage": ({"resume": True}, garbage_checkpoint, "checkpoint.pt"),

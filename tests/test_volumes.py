@@ -174,6 +174,26 @@ def test_a_slice_is_read_without_the_rest(tmp_path):
     assert one_slice < peak < slices / 4 * one_slice
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [{}, {"dtype": "complex128"}, {"dtype": ">c8"}, {"chunks": (1, 8, 10)}, {"compression": "gzip"}],
+    ids=["plain", "double", "big-endian", "chunks", "gzip"],
+)
+def test_every_layout_gives_the_same_slices_also_after_a_change(path, random, layout):
+    """Slices of a contiguous data set are read past HDF5; the file may change between two reads."""
+    first, second = random(3, 16, 10), random(3, 16, 10)
+    volume = mri.read_volume(path)
+    before = volume.kspace(1)
+    with h5py.File(path, "r+") as file:
+        del file["kspace"]
+        file["other"] = np.zeros(1000)  # so that k-space lies elsewhere now
+        file.create_dataset("kspace", data=first.numpy(), **layout)
+    assert torch.equal(volume.kspace(1), first[1]) and not torch.equal(before, first[1])
+    with h5py.File(path, "r+") as file:
+        file["kspace"][...] = second.numpy()
+    assert torch.equal(volume.kspace(2), second[2])
+
+
 def test_fastmri_reads_our_files(tiny):
     data = pytest.importorskip("fastmri.data.mri_data", reason="pip install --no-deps fastmri==0.3.0")
     theirs = data.SliceDataset(tiny / "train", "singlecoil")

@@ -1,0 +1,440 @@
+"""Dynamic cine: ky-t masks, the simulated heart, cine.npz, temporal methods, networks for sequences, the task."""
+
+import io
+import json
+import math
+import warnings
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import mri_utils as mri
+import train
+
+KINDS = tuple(mri.SEQUENCE_MASKS)
+
+
+@pytest.fixture(scope="module")
+def hearts(tmp_path_factory):
+    """A demo data set of 4 and 2 hearts of 6 frames."""
+    return mri.demo_cine(tmp_path_factory.mktemp("hearts") / "demo", train=4, val=2, frames=6, matrix=32)
+
+
+def save(folder, data, compressed=False, key="dataset"):
+    (np.savez_compressed if compressed else np.savez)(folder / "cine.npz", **{key: data})
+    return folder
+
+
+# --- masks -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n, factor, low", [(192, 5, 11), (101, 4, 8), (64, 8, 3)])
+def test_lines_of_a_frame(kind, n, factor, low):
+    mask = mri.sampling_mask(kind, (3, 20, 50, n), factor, low / n, "heart")
+    assert mask.shape == (20, 1, n) and mask.dtype == torch.bool
+    assert set(mask.sum(-1).flatten().tolist()) == {int(n / factor)}
+    first = (n - low + 1) // 2
+    assert mask[..., first : first + low].all() and first <= n // 2 < first + low
+    assert len({frame.numpy().tobytes() for frame in mask}) == 20
+    again, other = (mri.sampling_mask(kind, (20, 50, n), factor, low / n, seed) for seed in ("heart", "another"))
+    assert torch.equal(mask, again) and not torch.equal(mask, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_density(kind):
+    """One line outside the centre of five: it falls where the density says."""
+    n, factor, draws = 40, 40 / 6, 3000
+    x = np.arange(n)
+    if kind == "kt":
+        density = (1 - np.abs((x - 20) / 21)) ** 2
+    else:
+        density = np.exp(-0.5 * ((x - 20) / 4) ** 2) + 1 / (2 * factor)
+    density[18:23] = 0
+    expected = draws * density / density.sum()
+    found = sum(mri.sampling_mask(kind, (1, 9, n), factor, 5 / n, seed)[0, 0].numpy() for seed in range(draws))
+    free = density > 0
+    chi_square = ((found - expected)[free] ** 2 / expected[free]).sum()
+    assert found[18:23].tolist() == [draws] * 5 and chi_square < 34 + 5 * math.sqrt(2 * 34)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "shape, factor, share, words",
+    [
+        ((20, 192, 192), 5, 0.25, ["acceleration 5", "48 of 192", "at most 4"]),
+        ((20, 192, 192), 5, 38 / 192, ["38 of 192 lines", "38 are the centre", "20 different"]),
+        ((30, 16, 16), 3, 4 / 16, ["5 of 16 lines", "30 different"]),
+        ((16, 16), 3, 0.2, ["shape (16, 16)", "frames, H, W"]),
+    ],
+)
+def test_impossible_masks(kind, shape, factor, share, words):
+    with pytest.raises(mri.BadInput) as error:
+        mri.sampling_mask(kind, shape, factor, share, 0)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+# --- the simulated heart -----------------------------------------------------
+
+
+def test_heart_beats_and_the_chest_rests():
+    image, info = mri.simulate_cine(3, frames=10, matrix=64, noise=0.01)
+    assert image.shape == (10, 64, 64) and image.dtype == torch.complex64
+    assert float(image.abs().max()) == pytest.approx(1)
+    s = np.array(info["contraction"])
+    assert s.min() < 0.1 and s.max() > 0.8
+    change = (image[int(s.argmax())] - image[int(s.argmin())]).abs()
+    rest = torch.cat([change[:, :8].flatten(), change[:, -8:].flatten(), change[-12:].flatten()])
+    # the difference of two noises: Rayleigh, root mean square 2 sigma
+    assert float(rest.square().mean().sqrt()) == pytest.approx(2 * info["noise_std"], rel=0.1)
+    assert float(change.max()) > 20 * info["noise_std"]
+    assert torch.equal(image, mri.simulate_cine(3, frames=10, matrix=64, noise=0.01)[0])
+    assert not torch.allclose(image, mri.simulate_cine(4, frames=10, matrix=64, noise=0.01)[0], atol=0.1)
+
+
+def test_ejection_fraction_is_that_of_the_picture():
+    """The left ventricle, as a reader would measure it: bright pixels connected to its middle."""
+    from scipy import ndimage
+
+    for wanted in (0.3, 0.7):
+        image, info = mri.simulate_cine(1, frames=12, matrix=128, noise=0, ejection_fraction=wanted)
+        image, s = image.abs().numpy(), np.array(info["contraction"])
+        areas = {}
+        for name, frame in (("full", int(s.argmin())), ("empty", int(s.argmax()))):
+            row, column = info["heart"]
+            labels, _ = ndimage.label(image[frame] > 0.6 * image[frame, row, column])
+            areas[name] = (labels == labels[row, column]).sum()
+        # some area is lost to the papillary muscles; a tenth of the ejection is the shortening of the long axis
+        assert areas["empty"] / areas["full"] == pytest.approx((1 - wanted) / 0.9, abs=0.17)
+
+
+def test_matrix_changes_the_resolution_only():
+    small, large = (mri.simulate_cine(5, frames=2, matrix=m, noise=0)[0] for m in (48, 96))
+    same = mri.ifft2c(mri.center_crop(mri.fft2c(large), (48, 48)))
+    ratio = (small.conj() * same).sum() / (small.norm() * same.norm())
+    assert float(ratio.abs()) > 0.999
+
+
+def test_demo_data_are_made_once(hearts, capsys):
+    before = (hearts / "val" / "cine.npz").stat().st_mtime_ns
+    mri.demo_cine(hearts, train=1, val=1, frames=3, matrix=16)
+    assert (hearts / "val" / "cine.npz").stat().st_mtime_ns == before and capsys.readouterr().out == ""
+    mri.check_split(mri.read_cine(hearts / "train"), mri.read_cine(hearts / "val"))
+
+
+# --- cine.npz ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("dtype", ["complex64", "float32", "float64", "uint8"])
+def test_reads_what_numpy_wrote(tmp_path, compressed, dtype):
+    rng = np.random.default_rng(0)
+    data = (rng.uniform(1, 200, (3, 4, 6, 8)) * (1 + 1j if dtype == "complex64" else 1)).astype(dtype)
+    volumes = mri.read_cine(save(tmp_path, np.asfortranarray(data) if dtype == "float64" else data, compressed))
+    assert [v.shape for v in volumes] == [(1, 4, 6, 8)] * 3 and len({v.patient_id for v in volumes}) == 3
+    for volume, expected in zip(volumes, data):
+        np.testing.assert_allclose(volume.target(0).numpy(), np.abs(expected), rtol=1e-6)
+        kspace, acquired = volume.cropped(0)
+        np.testing.assert_allclose(mri.ifft2c(kspace).numpy(), expected, atol=1e-4)
+        assert acquired.all() and kspace.shape == (4, 6, 8)
+        assert volume.maximum == pytest.approx(np.abs(expected).max())
+    assert ("simulated from magnitudes" in volumes[0].acquisition) == (dtype != "complex64")
+    assert len({volume.fingerprints()[0] for volume in volumes}) == 3
+
+
+def bad_header(shape, dtype="<f4"):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (np.zeros((3, 4, 5), "f4"), ["shape (3, 4, 5)", "samples, frames, rows, columns"]),
+        (np.zeros((2, 0, 5, 6), "f4"), ["shape (2, 0, 5, 6)"]),
+        (np.full((1, 1, 1, 1), None, object), ["object", "never unpickled"]),
+        (np.full((1, 1, 1, 1), "text"), ["U4", "not numbers"]),
+        (bad_header((10**6, 100, 500, 500)), ["declares", "not what follows"]),
+        (bad_header((1, 2**20, 2**10, 2**10)), ["declares"]),
+        (b"\x93NUMPY nonsense", ["cannot read"]),
+        (b"", ["cannot read"]),
+    ],
+)
+def test_bad_files(tmp_path, compressed, content, words):
+    path = tmp_path / "cine.npz"
+    if isinstance(content, bytes):
+        method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+        with zipfile.ZipFile(path, "w", method) as file:
+            file.writestr("dataset.npy", content)
+    else:
+        save(tmp_path, content, compressed)
+    with pytest.raises(mri.BadInput) as error:
+        mri.read_cine(path)
+    assert str(path) in str(error.value) and all(word in str(error.value) for word in words), error.value
+
+
+def test_more_bad_files(tmp_path):
+    with pytest.raises(mri.BadInput, match=r"no such file.*data/README"):
+        mri.read_cine(tmp_path)
+    with pytest.raises(mri.BadInput, match=r"no key 'dataset' .found: images"):
+        mri.read_cine(save(tmp_path, np.ones((1, 2, 3, 4)), key="images"))
+    (tmp_path / "cine.npz").write_bytes(b"no archive")
+    with pytest.raises(mri.BadInput, match=r"not an \.npz file"):
+        mri.read_cine(tmp_path)
+    whole = (save(tmp_path, np.ones((2, 3, 8, 8)), True) / "cine.npz").read_bytes()
+    (tmp_path / "cine.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(mri.BadInput, match="truncated"):
+        mri.read_cine(tmp_path)
+    data = np.ones((3, 2, 8, 8), "c8")
+    data[0, 1, 2, 3], data[1] = np.nan, 0
+    volumes = mri.read_cine(save(tmp_path, data))
+    for volume, words in zip(volumes, ("sequence 0 holds NaN", "sequence 1 is all zero")):
+        with pytest.raises(mri.BadInput, match=words):
+            volume.kspace(0)
+    with pytest.raises(mri.BadInput, match="no slice 1"):
+        volumes[2].kspace(1)
+
+
+def test_large_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(mri, "LARGEST_UNPACKED", 1000)
+    with pytest.raises(mri.BadInput, match=r"numpy\.savez, uncompressed"):
+        mri.read_cine(save(tmp_path, np.ones((2, 3, 8, 8)), True))
+    assert len(mri.read_cine(save(tmp_path, np.ones((2, 3, 8, 8))))) == 2  # mapped, not loaded
+    monkeypatch.setattr(mri, "LARGEST_SLICE", 100)
+    with pytest.raises(mri.BadInput, match="more than 100 samples"):
+        mri.read_cine(tmp_path)
+
+
+def test_real_heart(real):
+    (volume,) = mri.read_cine(real / "heart_cine")
+    assert volume.shape == (1, 8, 192, 192) and "magnitudes" in volume.acquisition
+    assert any("Hermitian" in line for line in mri.volume_warnings(volume))
+
+
+# --- temporal methods --------------------------------------------------------
+
+
+def test_view_sharing_takes_the_nearest_frames(random):
+    kspace = random(7, 5, 24)
+    mask = mri.sampling_mask("kt", kspace.shape, 4, 2 / 24, 1)
+    shared = mri.fft2c(mri.view_sharing(kspace * mask, mask))
+    for t in range(7):
+        for line in range(24):
+            distance = [min((t - u) % 7, (u - t) % 7) if mask[u, 0, line] else 99 for u in range(7)]
+            near = [kspace[u, :, line] for u in range(7) if distance[u] == min(distance) < 99]
+            expected = torch.stack(near).mean(0) if near else torch.zeros(5)
+            torch.testing.assert_close(shared[t, :, line], expected + 0j, atol=1e-5, rtol=0)
+
+
+def test_what_rests_comes_back(random):
+    mask = mri.sampling_mask("kt_gaussian", (30, 16, 32), 4, 0.1, 2)
+    still = (random(1, 16, 32) * mask.any(0)).expand(30, 16, 32)
+    for images in (mri.view_sharing(still * mask, mask), mri.temporal_tv(still * mask, mask, 0.001, 300)):
+        assert mri.nmse(mri.ifft2c(still).abs(), images.abs()) < 1e-3
+
+
+def test_gradient_along_time_has_its_adjoint(random):
+    x, p = random(4, 5, 6), random(2, 4, 5, 6)
+    for axes in ((-3, -1), (-2, -1)):
+        left, right = (mri._gradient(x, axes) * p.conj()).sum(), (x * mri._gradient_adjoint(p, axes).conj()).sum()
+        torch.testing.assert_close(left, right)
+    assert torch.equal(mri._gradient(x, (-3,))[0, :3], x[1:] - x[:-1])
+
+
+# --- networks ----------------------------------------------------------------
+
+
+def test_space_time_convolution_is_a_3d_convolution(random):
+    layer, x = mri.SpaceTimeConv(3, 4, 3, padding=1), random(2, 5, 3, 8, 9, dtype=torch.float32)
+    assert torch.allclose(layer(x)[1, 2], torch.nn.Conv2d.forward(layer, x[1])[2], atol=1e-6)  # no mixing at first
+    with torch.no_grad():
+        layer.time.copy_(random(4, 3, dtype=torch.float32))
+        weight = layer.weight[:, :, None] * layer.time[:, None, :, None, None]
+        around = torch.cat([x[:, -1:], x, x[:, :1]], 1).transpose(1, 2)
+        bias = layer.bias * layer.time.sum(1)
+        expected = torch.nn.functional.conv3d(around, weight, bias, padding=(0, 1, 1)).transpose(1, 2)
+        torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def fresh(model, **settings):
+    """A network whose weights are all random: a fresh one changes nothing."""
+    torch.manual_seed(0)
+    network = mri.build_model({"model": model, "features": 4, **settings}).eval()
+    with torch.no_grad():
+        for weights in network.parameters():
+            weights += 0.05 * torch.randn_like(weights)
+    return network
+
+
+SMALL = {"cine_unet": {"levels": 2, "frames": 6}, "cine_dual_unet": {"levels": 2, "frames": 6}, "cine_unrolled": {}}
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_networks_for_sequences(model, random):
+    network, kspace = fresh(model, **SMALL[model]), random(2, 6, 16, 24)
+    mask = torch.stack([mri.sampling_mask("kt", kspace.shape, 4, 0.1, seed) for seed in range(2)])
+    assert mri.TASKS["cine"].models == tuple(SMALL)
+    with torch.inference_mode():
+        image = network(kspace * mask, mask, (16, 24))
+        assert image.shape == (2, 6, 16, 24) and image.dtype == torch.complex64
+        assert not torch.allclose(image, mri.ifft2c(kspace * mask), atol=1e-3)
+        torch.testing.assert_close(network(3 * kspace * mask, mask, (16, 24)), 3 * image, atol=1e-4, rtol=1e-4)
+        one = network((kspace * mask)[1:], mask[1:], (16, 24))  # whatever else is in the batch
+        torch.testing.assert_close(one, image[1:], atol=1e-5, rtol=1e-4)
+        measured = (mri.fft2c(image) - kspace) * mask
+        assert (float(measured.abs().max()) < 1e-4) == (model == "cine_unrolled")
+        for frames in (4, 11):
+            longer = random(1, frames, 16, 24)
+            assert network(longer, mask[:1, :1].expand(1, frames, 1, 24), (16, 24)).shape == longer.shape
+    if model != "cine_unet":
+        with pytest.raises(mri.BadInput, match="2 frames, but the network looks at 3"):
+            network(kspace[:, :2], mask[:, :2], (16, 24))
+
+
+def test_beginning_at_another_phase_of_the_beat_changes_nothing(random):
+    """The heartbeat is periodic, and so is the unrolled network."""
+    network, kspace = fresh("cine_unrolled"), random(1, 7, 16, 16)
+    mask = mri.sampling_mask("kt", kspace.shape, 4, 0.1, 0)[None]
+    with torch.inference_mode():
+        first = network(kspace * mask, mask, (16, 16)).roll(3, 1)
+        later = network((kspace * mask).roll(3, 1), mask.roll(3, 1), (16, 16))
+    torch.testing.assert_close(later, first, atol=1e-5, rtol=1e-4)
+
+
+def test_parts_of_the_dual_network(random):
+    x = random(1, 2, 6, 16, 16, dtype=torch.float32)
+    count = {}
+    for name in ("dual_unet", "dual_unet_no_attention", "dual_unet_no_3d"):
+        inner = fresh("cine_dual_unet", inner=name, levels=2, frames=6).networks[0]
+        with torch.inference_mode():
+            change = (inner(x + torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1, 1)) - inner(x)).abs().amax((0, 2, 3, 4))
+        assert change[0] > 1e-4 and (change[1] > 1e-4) == (name != "dual_unet_no_3d")  # only the 3-D part sees both
+        count[name] = mri.count_parameters(inner)
+        slopes = {m.negative_slope for m in inner.modules() if isinstance(m, torch.nn.LeakyReLU)}
+        dropped = {m.p for m in inner.modules() if isinstance(m, torch.nn.Dropout2d)}
+        assert slopes == {0.1} and dropped == {0.3}
+    assert count["dual_unet_no_attention"] < count["dual_unet"] > count["dual_unet_no_3d"]
+    attention = mri.Attention(8)
+    features = random(2, 8, 5, 5, dtype=torch.float32)
+    weight = attention(features) / features
+    assert ((weight > 0) & (weight < 1)).all() and float(weight.detach().std()) > 0
+
+
+# --- sequences longer than memory --------------------------------------------
+
+
+@pytest.mark.parametrize("total", [3, 8, 12, 13, 40])
+def test_windows_put_a_sequence_together(total, random):
+    sequence, lengths = random(2, total, 3, 4), []
+
+    def method(window):
+        lengths.append(window.shape[1])
+        return 2 * window
+
+    torch.testing.assert_close(mri.in_windows(method, 8, sequence), 2 * sequence)
+    assert set(lengths) == {8}  # never more in memory
+
+
+def test_no_seam_where_windows_join():
+    """In windows of 12 frames the network sees less than in one piece, but from frame to frame nothing jumps."""
+    beat = mri.fft2c(mri.simulate_cine(2, frames=36, matrix=32, noise=0)[0])
+    mask = mri.sampling_mask("kt", beat.shape, 4, 0.1, 0)
+    whole, pieces = fresh("cine_unrolled"), fresh("cine_unrolled", frames=12)
+    with torch.inference_mode():
+        one, other = (network((beat * mask)[None], mask[None], (32, 32))[0] for network in (whole, pieces))
+    assert mri.nmse(one.abs(), other.abs()) < 0.01
+    jump = (other - other.roll(1, 0) - one + one.roll(1, 0)).abs().square().mean((1, 2)).sqrt()
+    joins = torch.arange(36) % 6 == 0  # where a window begins
+    assert float(jump[joins].mean()) < 1.5 * float(jump[~joins].mean())
+
+
+# --- the task ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(hearts, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "cine"
+    own = {"center_fraction": 0.1, "features": 4, "epochs": 2, "device": "cpu"}
+    return out, train.run(task="cine", data=str(hearts), out=str(out), **own)
+
+
+def test_run_folder(trained, hearts):
+    out, metrics = trained
+    own = metrics["parameters"]
+    assert (own["model"], own["mask"], own["acceleration"], own["batch_size"]) == ("cine_unrolled", "kt", 5, 1)
+    assert list(metrics["methods"]) == ["zero_filled", "sliding_window", "temporal_tv", "cine_unrolled"]
+    assert metrics["temporal_tv_weight"] in mri.TEMPORAL_TV_WEIGHTS
+    assert metrics["data"]["effective_acceleration"] == pytest.approx(32 / 6)
+    lines = (out / "results.txt").read_text().splitlines()
+    network = mri.load_model(out / "checkpoint.pt")
+    for line, volume in zip(lines, mri.read_cine(hearts / "val"), strict=True):
+        mask = mri.sampling_mask("kt", (6, 32, 32), 5, 0.1, volume.path.name)
+        kspace = (volume.kspace(0) * mask)[None]
+        with h5py.File(out / "reconstructions" / volume.path.name) as file:
+            np.testing.assert_allclose(file["undersampled"], mri.ifft2c(kspace), atol=1e-6)
+            np.testing.assert_allclose(file["full"][0], mri.ifft2c(volume.kspace(0)), atol=1e-6)
+            with torch.inference_mode():
+                image = network(kspace, mask[None], (32, 32))
+            np.testing.assert_allclose(file["reconstructed"], image, atol=1e-5)
+            np.testing.assert_allclose(file["reconstruction"][()], np.abs(file["reconstructed"][0]), atol=1e-6)
+        scores = metrics["per_volume"][volume.path.name]
+        for name in ("zero_filled", "cine_unrolled"):
+            assert f"PSNR {scores[name]['psnr']:.2f} dB SSIM {scores[name]['ssim']:.4f}" in line
+        assert line.startswith(volume.path.stem)
+
+
+def test_masks_differ_between_samples_and_epochs(hearts):
+    volumes = mri.read_cine(hearts / "train")
+    dataset = mri.SliceDataset(volumes, "kt", 5, 0.1, seed=0)
+    masks = [dataset[i].mask for i in range(4)]
+    dataset.epoch = 1
+    masks += [dataset[i].mask for i in range(4)]
+    assert {tuple(m.shape) for m in masks} == {(6, 1, 32)} and len({m.numpy().tobytes() for m in masks}) == 8
+
+
+def test_evaluates_a_folder_with_one_file(trained, tmp_path):
+    data = np.abs(mri.simulate_cine(9, frames=9, matrix=32)[0].numpy())[None]
+    metrics = train.run(evaluate=str(trained[0] / "checkpoint.pt"), data=str(save(tmp_path, data)), out=f"{tmp_path}/x")
+    assert metrics["parameters"]["task"] == "cine" and not metrics["data"]["simulated"]
+    assert any("Hermitian" in line for line in metrics["warnings"])
+    assert json.loads((tmp_path / "x" / "metrics.json").read_text())["methods"].keys() == {
+        "zero_filled",
+        "cine_unrolled",
+    }
+
+
+def test_splits_one_file_by_subject(tmp_path, random):
+    folder = save(tmp_path, random(10, 4, 8, 8).numpy())
+    train_part, val_part = mri.split_cine(folder, mri.read_cine)
+    mri.check_split(train_part, val_part)
+    assert (len(train_part), len(val_part)) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"center_fraction": 0.3}, "acceleration 5.0 is impossible"),
+        ({"augment": True}, "augment is not for task 'cine'"),
+        ({"cache": "x"}, "cache is not for task 'cine'"),
+        ({"model": "unet"}, "use cine_unet, cine_dual_unet, cine_unrolled"),
+        ({"model": "cine_unet", "stages": "2x2"}, "'cine_unet' has no stages"),
+        ({"model": "cine_unrolled", "dropout": 0.2}, "'cine_unrolled' has no dropout"),
+        ({"data": "one"}, "one sequence cannot be split"),
+        ({"data": "short"}, "2 frames, but the network looks at 3"),
+    ],
+)
+def test_faults_of_a_run_in_one_line(hearts, tmp_path, random, changes, words):
+    for name, shape in (("one", (1, 4, 8, 8)), ("short", (5, 2, 16, 40))):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name, random(*shape).numpy())
+    changes = {"data": str(hearts)} | changes
+    if changes["data"] in ("one", "short"):
+        changes["data"] = str(tmp_path / changes["data"])
+    with pytest.raises(mri.BadInput, match=words) as error, warnings.catch_warnings():
+        train.run(task="cine", out=str(tmp_path / "run"), epochs=1, **({"center_fraction": 0.1} | changes))
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
