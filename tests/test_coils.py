@@ -142,7 +142,7 @@ def test_total_variation_with_one_uniform_coil_is_total_variation(head):
     kspace = head[0][:1]
     mask = mri.sampling_mask("random", kspace.shape, 3, 0.12, seed=1)
     plain = mri.total_variation(kspace[0] * mask, mask, 0.003, 400)
-    coil = mri.total_variation(kspace * mask, mask, 0.003, 400, torch.ones_like(kspace))
+    coil = mri.total_variation(kspace * mask, mask, 0.003, 400, maps=torch.ones_like(kspace))
     assert (coil - plain).norm() < 2e-3 * plain.norm()
 
 
