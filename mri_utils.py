@@ -2893,7 +2893,8 @@ def grappa_kernels(
 
     One kernel for each pattern of neighbours, so that grids with uneven steps and random lines work too: a
     regular grid has a pattern per missing line of a step, and some more at the edges and beside the centre.
-    A kernel must fit into the calibration lines; where its lines reach too far, the farthest are left out.
+    A kernel must fit into the calibration lines, often enough for twice as many equations as weights; where its
+    lines reach too far, the farthest are left out.
 
     Args:
         kspace: (coils, H, W) complex, zero where not measured.
@@ -2911,10 +2912,16 @@ def grappa_kernels(
     span = block.shape[-1]
     measured = mask.reshape(-1, mask.shape[-1])[0]
     known = measured.nonzero().flatten().tolist()
+    coils, samples = len(block), block.shape[-2] - rows + 1
+
+    def fits(near: list[int]) -> bool:
+        places = span - max(0, *near) + min(0, *near)
+        return places > 0 and (len(near) == 1 or places * samples >= 2 * coils * rows * len(near))
+
     patterns: dict[tuple[int, ...], list[int]] = {}
     for column in (~measured).nonzero().flatten().tolist():
         near = sorted((k - column for k in known), key=lambda d: (abs(d), d))[:lines]
-        while near and max(0, *near) - min(0, *near) >= span:
+        while near and not fits(near):
             near.pop()
         patterns.setdefault(tuple(sorted(near)), []).append(column)
     kernels = []
@@ -2968,7 +2975,7 @@ PARALLEL: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], tuple[float
     "sense": (_sense_images, (0.001, 0.003, 0.01, 0.03, 0.1)),
     "grappa": (
         lambda kspace, mask, weight: ifft2c(grappa(kspace, mask, weight)),
-        (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
+        (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.1),
     ),
     "tv_sense": (_tv_sense_images, (0.0003, 0.0006, 0.001, 0.002, 0.004)),
 }
@@ -2990,7 +2997,11 @@ def parallel_method(name: str, weight: float) -> Callable[[Tensor, Tensor, Seque
 
 
 def g_factor(
-    reconstruct: Callable[[Tensor], Tensor], covariance: Tensor, mask: Tensor, size: Sequence[int], replicas: int = 64
+    reconstruct: Callable[[Tensor, Tensor], Tensor],
+    covariance: Tensor,
+    mask: Tensor,
+    size: Sequence[int],
+    replicas: int = 64,
 ) -> Tensor:
     """By how much parallel imaging amplifies noise at each pixel, beyond the sqrt of the acceleration.
 
@@ -2998,7 +3009,7 @@ def g_factor(
     (pseudo multiple replicas: Robson et al. 2008, MRM 60(4)). The definition is Pruessmann's (1999).
 
     Args:
-        reconstruct: linear, k-space (coils, H, W) and mask -> complex image (H, W), with fixed maps or kernels.
+        reconstruct: linear, (k-space (coils, H, W), mask) -> complex image (H, W), with fixed maps or kernels.
         covariance: (coils, coils) of the noise.
         mask: bool, broadcastable to (H, W).
         size: (H, W).
@@ -3570,21 +3581,21 @@ class Unrolled(nn.Module):
                 raise BadInput(f"{kspace.shape[1]} frames, but the network looks at {least} at a time: give more")
             if self.frames and kspace.shape[1] != self.frames:
                 return in_windows(lambda k, m: self(k, m, size), self.frames, kspace, mask.expand(kspace.shape))
-        return center_crop(self.unroll(kspace, mask), size)
+        return center_crop(self.unroll(ifft2c(kspace), kspace, mask), size)
 
-    def unroll(self, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
-        """All cascades: (batch, H, W) -> image (batch, H, W); with maps, k-space and images have an axis of coils.
+    def unroll(self, seen: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
+        """All cascades, from a first image (batch, [frames,] H, W) to the last one.
 
-        The network sees and changes what the coils see together; consistency holds for each coil.
+        With maps, k-space and the result are (batch, coils, H, W): the network sees and changes what the coils see
+        together, and consistency holds for each coil.
         """
-        seen = ifft2c(kspace) if maps is None else sense(kspace, mask, maps, self.start_weight.exp(), 8)
         image = seen if maps is None else spread_coils(seen, maps)
         phase = smooth_phase(kspace if maps is None else fft2c(seen))
         scale = seen.abs().flatten(1).amax(1).reshape(-1, *[1] * (seen.ndim - 1)) * phase
         if self.start == "view_sharing":
             if kspace.ndim < 4:
                 raise BadInput("start view_sharing is for sequences: leave start out")
-            image = view_sharing(kspace, mask)
+            seen = image = view_sharing(kspace, mask)
         for cascade in range(self.cascades):
             network = self.networks[cascade % len(self.networks)]
             change = scale * as_complex(network(as_channels(seen / scale)))
@@ -3638,7 +3649,11 @@ class VariationalNetwork(Unrolled):
         Raises:
             BadInput: no coil axis; fewer than two calibration lines.
         """
-        images = center_crop(self.unroll(kspace, mask, self.maps(kspace, mask)), size)
+        if kspace.ndim != 4:
+            raise BadInput(f"k-space of shape {tuple(kspace.shape)} has no coil axis: expected (batch, coils, H, W)")
+        maps = self.maps(kspace, mask)
+        first = sense(kspace, mask, maps, self.start_weight.exp(), iterations=8)
+        images = center_crop(self.unroll(first, kspace, mask, maps), size)
         # The tiny summand keeps the gradient finite where all coils are 0.
         return (images.abs().square().sum(1) + torch.finfo(torch.float32).tiny).sqrt()
 
