@@ -5513,7 +5513,7 @@ def quality_warnings(scores: Mapping[str, tuple], val_set: SliceDataset, setting
     used = {tuple(sample.mask.shape): sample.mask for sample in samples}
     if len(samples) > 2 and len(drawn) > 4 and all(s.mask.equal(used[tuple(s.mask.shape)]) for s in samples):
         lines.append("one mask for all volumes: the figures hold for this mask only, draw one per volume")
-    start, network = list(scores)[0], list(scores)[-1]
+    start, network = next(iter(scores)), list(scores)[-1]
     for name, (rows, images, _) in scores.items():
         for metric in ("ssim", "psnr") if name == network else ():
             ours, before = (mean(row[metric] for row in r) for r in (rows, scores[start][0]))
