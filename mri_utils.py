@@ -1465,12 +1465,16 @@ def _series(files: Sequence[Path]) -> Iterator[tuple[str, dict, list[Path]]]:
     for (_, _, echo), found in series.items():
         found.sort(key=lambda item: item[:2])
         data = found[0][2]
-        person = str(data.get("PatientID", "")), str(data.get("PatientName", ""))
+        person = [str(data.get("PatientID", "")), str(data.get("PatientName", ""))]
         if not any(c.isalnum() for text in person for c in text):  # "***" or nothing: made anonymous
-            person = (str(data.get("StudyInstanceUID", "")),)
+            person = [str(data.get("StudyInstanceUID", ""))]
         # Free text of the header (descriptions, protocols) may name a person: only codes and numbers are taken.
         codes = [c for c in np.atleast_1d(data.get("ScanningSequence") or []) if c in ("SE", "IR", "GR", "EP", "RM")]
-        known: dict[str, Any] = {"person": person, "matrix": (0, 0), "name": f"series_{data.get('SeriesNumber') or 0}"}
+        known: dict[str, Any] = {
+            "person": tuple(person),
+            "matrix": (0, 0),
+            "name": f"series_{data.get('SeriesNumber') or 0}",
+        }
         matrix = [int(n) for n in data.get("AcquisitionMatrix") or () if n]
         if len(matrix) == 2:
             known["matrix"] = matrix[::-1] if data.get("InPlanePhaseEncodingDirection") == "COL" else matrix
@@ -1506,8 +1510,7 @@ def read_images(folder: str | Path, phase: bool = True, noise: float = 0.0) -> l
             pictures.setdefault(path.parent, []).append(path)
     found: list[tuple[str, dict, list[Path]]] = list(_series([path for path in files if _is_dicom(path)]))
     for parent, inside in pictures.items():
-        known = {"person": (str(parent.resolve()),), "matrix": (0, 0), "name": parent.name}
-        found.append(("images", known, inside))
+        found.append(("images", {"person": (str(parent.resolve()),), "matrix": (0, 0), "name": parent.name}, inside))
     if not found:
         raise BadInput(f"{folder}: no DICOM, PNG or TIFF image in it: is this the folder of the images?")
     names, volumes = Counter[str](), list[Volume]()
@@ -1538,11 +1541,11 @@ def read_images(folder: str | Path, phase: bool = True, noise: float = 0.0) -> l
                     f"{stored.shape[0]}x{stored.shape[1]}: put images of one size into each folder"
                 )
         spectrum, note = fft2c(stored), ""
-        matrix = [min(n, m) if m else m for n, m in zip(known["matrix"], stored.shape)]
-        source = "AcquisitionMatrix"
+        matrix, source = [min(n, m) for n, m in zip(known["matrix"], stored.shape)], "AcquisitionMatrix"
         if not all(matrix):
-            matrix, source = (spectrum_extent(spectrum), "its spectrum") if looks_interpolated(spectrum) else ([], "")
-        matrix = list(matrix or stored.shape)
+            matrix, source = list(stored.shape), "its spectrum"
+            if looks_interpolated(spectrum):
+                matrix = list(spectrum_extent(spectrum))
         if matrix != list(stored.shape):
             note = (
                 f"images of {stored.shape[0]}x{stored.shape[1]} were interpolated from {matrix[0]}x{matrix[1]} "
@@ -1557,8 +1560,8 @@ def read_images(folder: str | Path, phase: bool = True, noise: float = 0.0) -> l
             )
         if note:
             print(f"{volume.path.stem}: {note}")
-        size = {"shape": (len(inside), h, w), "target_size": (h, w), "columns": (0, w), "note": note}
-        volumes.append(dataclasses.replace(volume, **size))
+        shape = len(inside), h, w
+        volumes.append(dataclasses.replace(volume, shape=shape, target_size=(h, w), columns=(0, w), note=note))
     return volumes
 
 
@@ -4976,7 +4979,7 @@ def split_images(folder: Path, read: Callable[[Path], list[Volume]]) -> tuple[li
     """
     if (folder / "train").is_dir():
         return read_train_and_val(folder, read)
-    volumes = read(folder)
+    volumes, parts = read(folder), list[Volume]()
     train, val = split_by_subject(volumes, 0.25)
     if train:
         print(f"{folder}: no train/ and val/ in it: {len({v.patient_id for v in val})} of its subjects validate")
@@ -4987,11 +4990,12 @@ def split_images(folder: Path, read: Callable[[Path], list[Volume]]) -> tuple[li
         if held < 1 or not isinstance(volume, ImageVolume) or n - gap - held < 1:
             raise BadInput(f"{volume.path}: one subject with {n} slices cannot be split: give train/ and val/")
         train.append(volume.part(0, n - gap - held))
+        parts.append(volume.part(n - held, n))
         print(
             f"{folder}: one subject: slices 0 to {n - gap - held - 1} train, {n - held} to {n - 1} validate, {gap} "
             "between them are left out: the figures hold for this head, not for others"
         )
-    return train, [volume.part(len(volume) - len(volume) // 4, len(volume)) for volume in volumes]
+    return train, parts
 
 
 def prepare_super_resolution(settings: Any) -> None:
@@ -5260,7 +5264,7 @@ def vgg_features() -> nn.Module | None:
 
 def roughness(image: Tensor) -> Tensor:
     """Anisotropic total variation per pixel of (batch, h, w) magnitudes: what tv_weight weighs."""
-    return sum(image.diff(dim=axis).abs().sum() for axis in (-2, -1)) / image.numel()
+    return (image.diff(dim=-2).abs().sum() + image.diff(dim=-1).abs().sum()) / image.numel()
 
 
 class Adversary:
