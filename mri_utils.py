@@ -2749,7 +2749,7 @@ def calibration_columns(mask: Tensor) -> Tensor:
     return columns
 
 
-def calibration(kspace: Tensor, mask: Tensor, rows: int = 24) -> Tensor:
+def calibration(kspace: Tensor, mask: Tensor, rows: int = 40) -> Tensor:
     """The fully sampled centre of one slice.
 
     Args:
@@ -2771,7 +2771,7 @@ def low_resolution(kspace: Tensor, mask: Tensor, rows: int = 24) -> Tensor:
 
     Args:
         kspace: (..., coils, H, W) complex.  mask: bool, broadcastable to it.
-        rows: of the readout, as in calibration.
+        rows: of the readout that count.
     Returns:
         (..., coils, H, W) complex.
     """
@@ -2820,7 +2820,7 @@ def walsh_maps(kspace: Tensor, mask: Tensor, window: int = 7) -> Tensor:
     return _dominant(torch.complex(*mean[:, 0].reshape(2, *products.shape)), images)[0]
 
 
-def espirit_maps(kspace: Tensor, mask: Tensor, kernel: int = 6, threshold: float = 0.03, crop: float = 0.9) -> Tensor:
+def espirit_maps(kspace: Tensor, mask: Tensor, kernel: int = 6, threshold: float = 0.01, crop: float = 0.9) -> Tensor:
     """ESPIRiT (Uecker et al. 2014, MRM 71(3)), one set of maps; see sensitivity_maps.
 
     Every window of the calibration lies in the row space of their matrix. The projection onto it, applied at all
