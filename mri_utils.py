@@ -2652,7 +2652,7 @@ def bicubic(kspace: Tensor, size: Sequence[int], factor: int) -> Tensor:
     return torch.from_numpy(np.stack(fine).astype(np.float32)).to(kspace.device)
 
 
-def temporal_tv(kspace: Tensor, mask: Tensor, weight: float = 0.01, iterations: int = 60) -> Tensor:
+def temporal_tv(kspace: Tensor, mask: Tensor, weight: float = 0.01, iterations: int = 200) -> Tensor:
     """total_variation along time, (..., frames, H, W) -> same shape: what rests is pieced together from all frames.
 
     Feng et al. 2014, MRM 72(3), who used it for radial sampling. Arguments as total_variation.
