@@ -4252,6 +4252,8 @@ def cache_volumes(volumes: Sequence[Volume], folder: str | Path) -> list[Volume]
     """
     cached: list[CachedVolume] = []
     for volume in volumes:
+        if isinstance(volume, ImageVolume):
+            raise BadInput(f"{volume.path}: computed from images, and not cached: leave cache out")
         state = volume.path.stat()
         key = f"{volume.path.resolve()} {state.st_size} {state.st_mtime_ns} {volume.target_size} 1"
         store = Path(folder, f"{volume.path.stem}_{hashlib.sha1(key.encode()).hexdigest()[:12]}.slices")

@@ -191,6 +191,8 @@ def test_subjects_are_split_where_there_are_several(tmp_path, capsys):
 def test_too_few_slices_of_one_subject_are_refused(tmp_path, tiny):
     for position in range(4):
         write_dicom(tmp_path / f"IM{position}", picture(position), float(position))
+    with pytest.raises(mri.BadInput, match="not cached: leave cache out"):
+        mri.cache_volumes(mri.read_images(tmp_path), tmp_path / "cache")
     with pytest.raises(mri.BadInput, match="one subject with 4 slices cannot be split: give train/ and val/"):
         mri.split_images(tmp_path, mri.read_any)
     assert mri.read_any(tiny / "train")[0].path.suffix == ".h5"
