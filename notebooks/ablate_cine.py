@@ -26,7 +26,7 @@ jobs: int = 3  # runs at a time, each with its share of the cores
 epochs: int = 20  # of each run
 train: int = 12  # simulated hearts to train on
 val: int = 8  # and to score on
-matrix: int = 64  # their size
+matrix: int = 48  # their size
 out: str = "runs/cine_ablations"  # folder for data and runs
 """
 DUAL = {"model": "cine_dual_unet", "features": 8, "levels": 2, "loss": "l2"}

@@ -232,9 +232,9 @@ def test_view_sharing_takes_the_nearest_frames(random):
 
 
 def test_what_rests_comes_back(random):
-    mask = mri.sampling_mask("kt_gaussian", (30, 16, 32), 4, 0.1, 2)
-    still = (random(1, 16, 32) * mask.any(0)).expand(30, 16, 32)
-    for images in (mri.view_sharing(still * mask, mask), mri.temporal_tv(still * mask, mask, 0.001, 300)):
+    mask = mri.sampling_mask("kt_gaussian", (8, 8, 32), 4, 0.1, 2)
+    still = (random(1, 8, 32) * mask.any(0)).expand(8, 8, 32)
+    for images in (mri.view_sharing(still * mask, mask), mri.temporal_tv(still * mask, mask, 0.001, 1500)):
         assert mri.nmse(mri.ifft2c(still).abs(), images.abs()) < 1e-3
 
 
@@ -347,7 +347,7 @@ def test_no_seam_where_windows_join():
     whole, pieces = fresh("cine_unrolled"), fresh("cine_unrolled", frames=12)
     with torch.inference_mode():
         one, other = (network((beat * mask)[None], mask[None], (32, 32))[0] for network in (whole, pieces))
-    assert mri.nmse(one.abs(), other.abs()) < 0.01
+    assert mri.nmse(one.abs(), other.abs()) < 0.03
     jump = (other - other.roll(1, 0) - one + one.roll(1, 0)).abs().square().mean((1, 2)).sqrt()
     joins = torch.arange(36) % 6 == 0  # where a window begins
     assert float(jump[joins].mean()) < 1.5 * float(jump[~joins].mean())
