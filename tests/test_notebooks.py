@@ -22,6 +22,7 @@ TRAINING = FOLDER / "04_train_unet.ipynb"
 SMALL = {"epochs": 1, "features": 4, "levels": 2, "train_slices": 4}
 PLACES = {"volume_number": 1, "slice_number": 1, "slices_per_acceleration": 4, "val_slices": 4, "matrix": 48}
 PLACES |= {"members": 2, "heads": 1, "head_matrix": 64, "repeats": 20, "pair_count": 3, "second": "zero_filled"}
+PLACES |= {"val_hearts": 2}
 
 
 def execute(path, folder, **parameters):
@@ -52,7 +53,12 @@ def printed(notebook):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_from_a_foreign_directory(path, tiny, tmp_path):
     known = papermill.inspect_notebook(str(path))
-    own = {"data": str(tiny), "out": str(tmp_path / "run"), "answers": str(tmp_path / "answers.json")}
+    own = {
+        "data": str(tiny),
+        "out": str(tmp_path / "run"),
+        "answers": str(tmp_path / "answers.json"),
+        "hearts": str(tmp_path / "hearts"),
+    }
     parameters = {name: value for name, value in (SMALL | PLACES | own).items() if name in known}
     before = everything_here()
     notebook = execute(path, tmp_path, **parameters)
