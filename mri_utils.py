@@ -3542,7 +3542,8 @@ class Unrolled(nn.Module):
             per cascade; none leaves them to the network.
         shared: all cascades have the same weights.
         features, levels, stages, dropout: of the inner network, those that it has; 0 or "" for its own.
-        start: of a sequence, zero_filled or view_sharing.
+        start: of a sequence, zero_filled or view_sharing: what the first change is added to. The first network sees
+            the zero-filled frames in either case.
         frames: of a sequence that are reconstructed together; longer and shorter ones go through in_windows. 0: all.
     """
 
@@ -3598,7 +3599,7 @@ class Unrolled(nn.Module):
         if self.start == "view_sharing":
             if kspace.ndim < 4:
                 raise BadInput("start view_sharing is for sequences: leave start out")
-            seen = image = view_sharing(kspace, mask)
+            image = view_sharing(kspace, mask)  # what the first network corrects; it sees the aliased frames
         for cascade in range(self.cascades):
             network = self.networks[cascade % len(self.networks)]
             change = scale * as_complex(network(as_channels(seen / scale)))
