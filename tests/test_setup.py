@@ -45,7 +45,8 @@ def test_requirements():
     assert "dependencies" not in (mri.ROOT / "pyproject.toml").read_text()  # no second list
     known = {"skimage": "scikit-image", "yaml": "pyyaml", "PIL": "matplotlib", "IPython": "ipywidgets"}
     known |= {"nbformat": "nbconvert", "nbclient": "nbconvert"}  # on the right: what brings them along
-    optional = ("fastmri", "tensorboard")  # an oracle that make test installs; a log for those who have it
+    # an oracle that make test installs; a log, and weights for a perceptual loss, for those who have them
+    optional = ("fastmri", "tensorboard", "torchvision")
     own = {path.stem for path in [*mri.ROOT.glob("*.py"), *mri.ROOT.glob("*/*.py")]}
     for module, file in imports().items():
         if module not in {*sys.stdlib_module_names, *own, *optional}:
