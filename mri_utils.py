@@ -5234,7 +5234,8 @@ def check_numbers(settings: Any) -> None:
         if getattr(settings, name) < 1:
             raise BadInput(f"{name} {getattr(settings, name)}: use a whole number of at least 1")
     at_least_0 = (
-        "workers shards train_slices seed features levels cascades adversarial_weight perceptual_weight tv_weight clip"
+        "workers shards train_slices seed features levels frames cascades adversarial_weight perceptual_weight "
+        "tv_weight clip"
     )
     for name in at_least_0.split():
         if getattr(settings, name) < 0:

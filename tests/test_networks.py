@@ -8,7 +8,7 @@ import torch
 import mri_utils as mri
 
 # test_cine.py and test_coils.py have the others
-IMAGE_MODELS = [name for name in mri.MODELS if not name.startswith("cine") and name != "varnet"]
+IMAGE_MODELS = mri.TASKS["single_coil"].models  # the chapters of other tasks test theirs
 
 SMALL = {"features": 4, "levels": 2, "stages": "1x2 1x3"}
 CONSISTENT = ["unet", "recon_resnet", "kspace_unet", "unrolled", "kspace_sr"]  # they put the measured samples back
