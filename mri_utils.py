@@ -5147,7 +5147,7 @@ TASKS: dict[str, Task] = {
             "mask": "equispaced",
             "acceleration": 4.0,
             "center_fraction": 0.08,
-            "loss": "ssim",
+            "loss": "l1",
         },
         demo=partial(demo_data, MULTI_COIL_FOLDER, train=36, val=12, slices=5, matrix=128, seed=1, coils=8),
         models=("varnet", "rss_unet"),
