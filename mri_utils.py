@@ -2,13 +2,16 @@
 
     1 Fourier                    centred orthonormal transforms, on the grid and off it, crop, coil combination
     2 Masks                      which k-space samples were measured
-    3 Volumes                    reading, writing and splitting files
-    4 Demo scanner               simulated data in fastMRI's layout
-    5 Classical reconstruction   zero-filled, total variation, wavelets, low rank
-    6 Networks                   U-Net, residual, k-space and unrolled networks
+    3 Volumes                    reading, writing and splitting files: HDF5, DICOM and pictures, cine.npz
+    4 Demo scanner               simulated heads, coils and beating hearts
+    5 Classical reconstruction   total variation, wavelets, low rank; view sharing; SENSE, GRAPPA
+    6 Networks                   U-Nets, residual, k-space and unrolled networks, for images, films and coils
     7 Losses and metrics         fastMRI's definitions, confidence intervals
-    8 Data set and training      slices, batches, checkpoints, parameters
-    9 Figures and sliders
+    8 Data set                   slices and batches
+    9 Training                   processes, checkpoints, the adversary
+    10 Methods and tasks         what is called like a network; what one kind of experiment changes
+    11 Runs                      parameters, run folders, tables
+    12 Figures and sliders
 
 One equation holds it together: y = M F S x + n. The image x (complex) is seen by the coils S (1 for
 a single coil), Fourier transformed (F), sampled where the mask M is true, with noise n. Images and
@@ -4157,7 +4160,7 @@ def find_shift(target: Tensor, image: Tensor) -> tuple[int, int]:
 
 
 # --------------------------------------------------------------------------------------------------
-# 8 Data set and training support
+# 8 Data set: slices and batches
 # --------------------------------------------------------------------------------------------------
 
 
@@ -4525,6 +4528,11 @@ def training_batches(loader: torch.utils.data.DataLoader, device: str) -> Iterat
         yield batch.to(device), share
 
 
+# --------------------------------------------------------------------------------------------------
+# 9 Training: processes, checkpoints, the adversary
+# --------------------------------------------------------------------------------------------------
+
+
 class Stopped(Exception):
     """The scheduler asked the program to end (SIGTERM); told between two steps, see progress."""
 
@@ -4820,6 +4828,100 @@ def copy_weights(checkpoint: str | Path, network: nn.Module) -> None:
         raise BadInput(
             f"{checkpoint}: its weights are of another model: give the parameters it was trained with"
         ) from error
+
+
+def vgg_features() -> nn.Module | None:
+    """The convolutions of VGG-19 up to its last pooling; None unless torchvision and the weights are on this computer.
+
+    Nothing is downloaded: the weights are looked for where torch.hub keeps them.
+    """
+    files = sorted(Path(torch.hub.get_dir(), "checkpoints").glob("vgg19-*.pth"))
+    if not files or importlib.util.find_spec("torchvision") is None:
+        return None
+    import torchvision
+
+    network: Any = torchvision.models.vgg19()
+    network.load_state_dict(torch.load(files[0], map_location="cpu", weights_only=True))
+    return network.features[:-1].eval().requires_grad_(False)
+
+
+def roughness(image: Tensor) -> Tensor:
+    """Anisotropic total variation per pixel of (batch, h, w) magnitudes: what tv_weight weighs."""
+    return (image.diff(dim=-2).abs().sum() + image.diff(dim=-1).abs().sum()) / image.numel()
+
+
+class Adversary:
+    """The discriminator of adversarial training, with its optimizer.
+
+    Args:
+        settings: train.py's parameters, of which adversarial (one of ADVERSARIAL), lr, device, adversarial_weight and
+            perceptual_weight count.
+    """
+
+    def __init__(self, settings: Any) -> None:
+        self.weights = settings.adversarial_weight, settings.perceptual_weight
+        self.vgg = vgg_features() if settings.perceptual_weight else None
+        if self.vgg:
+            self.vgg.to(settings.device)
+        self.discriminator = PatchDiscriminator().to(settings.device)
+        # Little momentum, as usual here: the other player moves.
+        self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=settings.lr / 4, betas=(0.5, 0.9))
+        self.own_loss, self.others_loss = choose(ADVERSARIAL, settings.adversarial, "adversarial form")
+
+    def doubt(self, image: Tensor, target: Tensor, given: Tensor) -> Tensor:
+        """What the generator minimises besides its loss: low where its image passes for a reference.
+
+        The opinion of the discriminator, and the distance of reconstruction and reference in a network's features:
+        those of VGG where its weights are on this computer (Johnson et al. 2016, ECCV), else the discriminator's own
+        (feature matching: Salimans et al. 2016, NeurIPS), which need no download and have seen MR images.
+
+        Args:
+            image, target, given: (batch, h, w) magnitudes of reconstruction, reference and zero-filled image.
+        """
+        adversarial, perceptual = self.weights
+        loss = adversarial * self.others_loss(self.discriminator(image, given))
+        if not perceptual:
+            return loss
+        if self.vgg:
+            ours, theirs = ([self.vgg(x[:, None].expand(-1, 3, -1, -1))] for x in (image, target))
+        else:
+            ours, theirs = (self.discriminator.features(x, given) for x in (image, target))
+        distances = [(a - b.detach()).abs().mean() for a, b in zip(ours, theirs)]
+        return loss + perceptual * sum(distances) / len(distances)
+
+    def learn(self, image: Tensor, target: Tensor, given: Tensor, share: float = 1.0) -> dict[str, float]:
+        """One step of the discriminator on a batch of magnitudes; returns how it did before the step.
+
+        Args:
+            image, target, given: (batch, h, w) reconstruction, reference and zero-filled image.
+            share: see SameSizeBatches.plan.
+        Returns:
+            discriminator_loss, and discriminator_accuracy: the share of patches where the reference
+            scores higher than the reconstruction (0.5 is guessing).
+        """
+        real, fake = self.discriminator(target, given), self.discriminator(image.detach(), given)
+        loss = self.own_loss(real, fake)
+        self.optimizer.zero_grad()
+        (share * loss).backward()
+        if rank_and_size()[1] > 1:
+            for weights in self.discriminator.parameters():
+                gradient: Any = weights.grad
+                distributed.all_reduce(gradient)
+                gradient /= rank_and_size()[1]
+        self.optimizer.step()
+        return {"discriminator_loss": loss.item(), "discriminator_accuracy": (real > fake).float().mean().item()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+# --------------------------------------------------------------------------------------------------
+# 10 Methods and tasks
+# --------------------------------------------------------------------------------------------------
 
 
 # What turns measured k-space into an image: the forward of every network, zero_filled, classical_method(name, weight).
@@ -5207,6 +5309,11 @@ def read_data(settings: Any) -> tuple[list[Volume], list[Volume]]:
     return train, val
 
 
+# --------------------------------------------------------------------------------------------------
+# 11 Runs: parameters, run folders, tables
+# --------------------------------------------------------------------------------------------------
+
+
 def count_parameters(network: nn.Module) -> int:
     """Number of trainable weights."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
@@ -5249,95 +5356,6 @@ def check_numbers(settings: Any) -> None:
         raise BadInput("perceptual_weight: its features come with the adversary: set adversarial_weight too, or 0")
     if settings.accumulate > 1 and settings.adversarial_weight:
         raise BadInput("accumulate: adversarial training takes whole batches: set accumulate to 1, or lower batch_size")
-
-
-def vgg_features() -> nn.Module | None:
-    """The convolutions of VGG-19 up to its last pooling; None unless torchvision and the weights are on this computer.
-
-    Nothing is downloaded: the weights are looked for where torch.hub keeps them.
-    """
-    files = sorted(Path(torch.hub.get_dir(), "checkpoints").glob("vgg19-*.pth"))
-    if not files or importlib.util.find_spec("torchvision") is None:
-        return None
-    import torchvision
-
-    network: Any = torchvision.models.vgg19()
-    network.load_state_dict(torch.load(files[0], map_location="cpu", weights_only=True))
-    return network.features[:-1].eval().requires_grad_(False)
-
-
-def roughness(image: Tensor) -> Tensor:
-    """Anisotropic total variation per pixel of (batch, h, w) magnitudes: what tv_weight weighs."""
-    return (image.diff(dim=-2).abs().sum() + image.diff(dim=-1).abs().sum()) / image.numel()
-
-
-class Adversary:
-    """The discriminator of adversarial training, with its optimizer.
-
-    Args:
-        settings: train.py's parameters, of which adversarial (one of ADVERSARIAL), lr, device, adversarial_weight and
-            perceptual_weight count.
-    """
-
-    def __init__(self, settings: Any) -> None:
-        self.weights = settings.adversarial_weight, settings.perceptual_weight
-        self.vgg = vgg_features() if settings.perceptual_weight else None
-        if self.vgg:
-            self.vgg.to(settings.device)
-        self.discriminator = PatchDiscriminator().to(settings.device)
-        # Little momentum, as usual here: the other player moves.
-        self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=settings.lr / 4, betas=(0.5, 0.9))
-        self.own_loss, self.others_loss = choose(ADVERSARIAL, settings.adversarial, "adversarial form")
-
-    def doubt(self, image: Tensor, target: Tensor, given: Tensor) -> Tensor:
-        """What the generator minimises besides its loss: low where its image passes for a reference.
-
-        The opinion of the discriminator, and the distance of reconstruction and reference in a network's features:
-        those of VGG where its weights are on this computer (Johnson et al. 2016, ECCV), else the discriminator's own
-        (feature matching: Salimans et al. 2016, NeurIPS), which need no download and have seen MR images.
-
-        Args:
-            image, target, given: (batch, h, w) magnitudes of reconstruction, reference and zero-filled image.
-        """
-        adversarial, perceptual = self.weights
-        loss = adversarial * self.others_loss(self.discriminator(image, given))
-        if not perceptual:
-            return loss
-        if self.vgg:
-            ours, theirs = ([self.vgg(x[:, None].expand(-1, 3, -1, -1))] for x in (image, target))
-        else:
-            ours, theirs = (self.discriminator.features(x, given) for x in (image, target))
-        distances = [(a - b.detach()).abs().mean() for a, b in zip(ours, theirs)]
-        return loss + perceptual * sum(distances) / len(distances)
-
-    def learn(self, image: Tensor, target: Tensor, given: Tensor, share: float = 1.0) -> dict[str, float]:
-        """One step of the discriminator on a batch of magnitudes; returns how it did before the step.
-
-        Args:
-            image, target, given: (batch, h, w) reconstruction, reference and zero-filled image.
-            share: see SameSizeBatches.plan.
-        Returns:
-            discriminator_loss, and discriminator_accuracy: the share of patches where the reference
-            scores higher than the reconstruction (0.5 is guessing).
-        """
-        real, fake = self.discriminator(target, given), self.discriminator(image.detach(), given)
-        loss = self.own_loss(real, fake)
-        self.optimizer.zero_grad()
-        (share * loss).backward()
-        if rank_and_size()[1] > 1:
-            for weights in self.discriminator.parameters():
-                gradient: Any = weights.grad
-                distributed.all_reduce(gradient)
-                gradient /= rank_and_size()[1]
-        self.optimizer.step()
-        return {"discriminator_loss": loss.item(), "discriminator_accuracy": (real > fake).float().mean().item()}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.discriminator.load_state_dict(state["discriminator"])
-        self.optimizer.load_state_dict(state["optimizer"])
 
 
 def training_warnings(history: Sequence[Mapping[str, float]]) -> list[str]:
@@ -5947,7 +5965,7 @@ def provenance() -> dict[str, Any]:
 
 
 # --------------------------------------------------------------------------------------------------
-# 9 Figures and sliders
+# 12 Figures and sliders
 # --------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Section 9: figures in one window, sliders without a front end."""
+"""Section 12: figures in one window, sliders without a front end."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Section 8 and train.py: a run's folder, resuming, reproducibility, faults that change nothing."""
+"""Sections 8 to 11 and train.py: a run's folder, resuming, reproducibility, faults that change nothing."""
 
 import importlib
 import json
