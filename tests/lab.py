@@ -26,7 +26,7 @@ NOTEBOOKS = sorted((mri.ROOT / "notebooks").glob("[0-9]*.ipynb"))
 # values that make a notebook quick, where its parameters cell has them
 SMALL = {"epochs": 1, "features": 4, "levels": 2, "train_slices": 4, "volume_number": 1, "slice_number": 1}
 SMALL |= {"slices_per_acceleration": 3, "val_slices": 4, "matrix": 48, "members": 2, "heads": 1, "head_matrix": 64}
-SMALL |= {"repeats": 20, "pair_count": 3, "second": "zero_filled"}
+SMALL |= {"repeats": 20, "pair_count": 3, "second": "zero_filled", "val_hearts": 2}
 
 # Runs in the page. A widget's controls and picture share an output area.
 SCRIPT = """() => {

@@ -50,7 +50,8 @@ def main():
         notebooks = folder / "root" / "notebooks"
         notebooks.mkdir(parents=True)
         for path in lab.NOTEBOOKS:
-            lab.prepare(path, notebooks, lab.SMALL | {"data": str(lab.data(folder, 320))})
+            own = {"data": str(lab.data(folder, 320)), "hearts": str(folder / "hearts")}
+            lab.prepare(path, notebooks, lab.SMALL | own)
         with lab.served(notebooks.parent) as address:
             for name in wanted:
                 page = lab.Page(browser, address(f"lab/tree/notebooks/{name}?reset"))

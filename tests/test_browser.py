@@ -25,7 +25,7 @@ MASK_CONTROLS = ("acceleration", "undersampling", "center fraction")
 def address(tmp_path_factory):
     """JupyterLab on copies of all notebooks."""
     folder = tmp_path_factory.mktemp("lab")
-    own = {"data": str(lab.data(folder, 96)), "answers": str(folder / "answers.json")}
+    own = {"data": str(lab.data(folder, 96)), "answers": str(folder / "answers.json"), "hearts": str(folder / "hearts")}
     notebooks = folder / "root" / "notebooks"
     notebooks.mkdir(parents=True)
     for path in lab.NOTEBOOKS:
