@@ -68,7 +68,8 @@ def combinations(values: dict[str, list], out: Path) -> dict[Path, dict[str, Any
     for chosen in itertools.product(*values.values()):
         settings = train.parameters | dict(zip(values, chosen)) | {"resume": True}
         settings["center_fraction"] = fraction_of[settings["acceleration"]]
-        model, mask, rate, seed = (settings[name] for name in NAMED)
+        filled = vars(mri.fill_in(SimpleNamespace(**settings)))  # names tell what the task's own values are
+        model, mask, rate, seed = (filled[name] for name in NAMED)
         words = [model, mask, f"{rate:g}x", f"seed{seed}", *(f"{name}{settings[name]}" for name in varied)]
         folder = out / "_".join(words).replace("/", "-")
         found[folder] = settings | {"out": str(folder)}

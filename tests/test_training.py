@@ -110,8 +110,9 @@ def test_structure_of_metrics_json(run, tiny):
                 low, high = figure["ci95"]
                 assert low <= figure["mean"] <= high
     parameters = importlib.import_module("train").parameters
-    # where the parameters leave it to the model
-    own = {"inner": "unet", "cascades": 1, "consistency": "hard", "lr": 0.002}
+    # where the parameters leave it to the task and to the model
+    own = {"model": "unet", "mask": "random", "acceleration": 4.0, "center_fraction": 0.08, "loss": "ssim"}
+    own |= {"inner": "unet", "cascades": 1, "consistency": "hard", "start": "zero_filled", "lr": 0.002, "batch_size": 4}
     expected = parameters | SMALL | own | {"data": str(tiny), "out": str(run.folder)}
     assert {k: v for k, v in metrics["parameters"].items() if k != "device"} == {
         k: v for k, v in expected.items() if k != "device"
@@ -274,16 +275,17 @@ def test_adversarial_training_is_logged_and_saved(form, tiny, tmp_path):
 def test_adversary_learns_and_the_generator_feels_it(random):
     """Told apart with ease, images earn a gradient that makes them harder to tell apart."""
     torch.manual_seed(0)
+    weights = {"adversarial_weight": 1.0, "perceptual_weight": 0.0}
     for form in mri.ADVERSARIAL:
-        adversary = mri.Adversary(SimpleNamespace(adversarial=form, lr=0.02, device="cpu"))
+        adversary = mri.Adversary(SimpleNamespace(**weights, adversarial=form, lr=0.02, device="cpu"))
         target, given = (random(4, 32, 32, dtype=torch.float32).abs() for _ in range(2))
         image = (given * 0.2).requires_grad_()
         figures = [adversary.learn(image, target, given) for _ in range(30)]
         assert figures[-1]["discriminator_accuracy"] > 0.9
         assert figures[-1]["discriminator_loss"] < figures[0]["discriminator_loss"]
-        doubt = adversary.doubt(image, given)
+        doubt = adversary.doubt(image, target, given)
         (gradient,) = torch.autograd.grad(doubt, image)
-        assert adversary.doubt(image - 0.1 * gradient / gradient.abs().max(), given) < doubt
+        assert adversary.doubt(image - 0.1 * gradient / gradient.abs().max(), target, given) < doubt
 
 
 def test_collapse_is_reported():
@@ -472,7 +474,7 @@ FAULTS = {  # name -> (flags, what is done to data and run folder, what the line
     "evaluate": ({"evaluate": "no.pt", "out": "/no/such"}, None, "no.pt: no such checkpoint"),
     "flag": ({"epoch": 3}, None, "--epoch"),
     "word": ({"epochs": "three"}, None, "three"),
-    "epochs": ({"epochs": 0}, None, "epochs 0"),
+    "epochs": ({"epochs": -1}, None, "epochs -1"),
     "lr": ({"lr": -1}, None, "lr -1"),
     "dropout": ({"dropout": 1}, None, "dropout 1"),
     "no centre": ({"center_fraction": -1}, None, "center_fraction -1"),
