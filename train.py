@@ -51,7 +51,7 @@ parameter of papermill (`-p center_fraction 0.04`).
 # %% tags=["parameters"]
 data: str = ""  # folder with train/ and val/ ("": the task's demo data, simulated when missing)
 task: str = "single_coil"  # what is reconstructed: single_coil, super_resolution, cine or multi_coil
-model: str = ""  # unet, magnitude_unet, resnet, recon_resnet, kspace_unet, unrolled ("": the task's own, unet)
+model: str = ""  # unet, unrolled and others, see notebook 06 and 13 to 15 ("": the task's own, unet)
 mask: str = ""  # kind of sampling mask, see notebook 02 ("": the task's own, random)
 acceleration: float = 0.0  # samples asked for / samples taken (0: the task's own, 4)
 center_fraction: float = 0.0  # share of k-space that is fully sampled around its centre (0: the task's own, 0.08)
