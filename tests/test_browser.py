@@ -82,7 +82,9 @@ def move_fast(page, area, label, handle):
         handle.press(key)
         slow = page.settle(area)
     assert handle.get_attribute("aria-valuenow") == value
-    assert (slow, page.text(area)) == (fast, text), f"{label}: quick moves end on another picture"
+    # where settings contradict each other the last possible picture stays, and which one that is depends on the way
+    impossible = "impossible" in text
+    assert page.text(area) == text and (slow == fast or impossible), f"{label}: quick moves end on another picture"
 
 
 def put_back(handle, value):
