@@ -16,6 +16,7 @@ from pathlib import Path
 import lab
 
 PRESSES = 10
+NETWORK = "unet"  # of the playground's menu of methods
 
 
 def measure(page, area, handle):
@@ -42,6 +43,15 @@ def measure(page, area, handle):
     return times
 
 
+def report(page, area, name, method=""):
+    """Print a line for each slider of an interactive picture."""
+    for label, handle in lab.sliders(area):
+        handle.scroll_into_view_if_needed()
+        times = measure(page, area, handle)
+        shown = f"{statistics.median(times):6.0f} ({max(times):.0f})" if times else "   no change"
+        print(f"{name:24s}{label + method:28s}{shown}", flush=True)
+
+
 def main():
     wanted = sys.argv[1:] or [p.name for p in lab.NOTEBOOKS if "mri.explore(" in p.read_text() and p.name[:2] != "04"]
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; median (slowest) of {PRESSES} key presses, in ms")
@@ -57,11 +67,11 @@ def main():
                 page = lab.Page(browser, address(f"lab/tree/notebooks/{name}?reset"))
                 page.run_all(1800)
                 for area in page.areas():
-                    for label, handle in lab.sliders(area):
-                        handle.scroll_into_view_if_needed()
-                        times = measure(page, area, handle)
-                        shown = f"{statistics.median(times):6.0f} ({max(times):.0f})" if times else "   no change"
-                        print(f"{Path(name).stem:24s}{label:20s}{shown}", flush=True)
+                    report(page, area, Path(name).stem)
+                    for menu in area.query_selector_all("select"):  # once more with a network, where one can be chosen
+                        if NETWORK in [option.inner_text() for option in menu.query_selector_all("option")]:
+                            menu.select_option(label=NETWORK)
+                            report(page, area, Path(name).stem, f", {NETWORK}")
                 page.page.close()
 
 
