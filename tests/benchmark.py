@@ -77,7 +77,7 @@ def write_files(folder, slices):
 
 
 def data_path(folder, repeats):
-    """Slices per second from file to what the network takes, and to the zero-filled image."""
+    """Slices per second from file to masked k-space, all that a worker does here, and on to what fastMRI's ends at."""
     files = folder / "files"
     raw = mri.read_folder(files)
     cached = mri.cache_volumes(raw, folder / "cache")
@@ -97,7 +97,7 @@ def data_path(folder, repeats):
         def work():
             for i in range(count):
                 sample = dataset[i]
-                mri.normalize(mri.zero_filled(sample.kspace, sample.mask, CROP).abs(), 6)
+                mri.normalize(mri.zero_filled_rss(sample.kspace[None, None], sample.mask, CROP), 6)
 
         return work
 
@@ -162,20 +162,27 @@ def training(batch, repeats):
 
 
 def limits(flops, figures, batch, repeats):
-    """What the machine could do: matrix products and copies, and how near the training comes."""
+    """What the machine could do: matrix products, convolutions and copies, and how near the training comes."""
     n = 4096 if DEVICE == "cuda" else 1024
     a, b = (torch.randn(n, n, device=DEVICE) for _ in range(2))
     block = torch.empty(2**26, device=DEVICE)
-    spent = alternate({"product": lambda: a @ b, "copy": lambda: block.clone()}, repeats)
-    rate = 2 * n**3 / spent["product"]
+    channels, side = 128, 80  # of the U-Net's third level, where no step is short of work
+    maps = torch.randn(batch, channels, side, side, device=DEVICE)
+    layer = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(DEVICE)
+    work = {"product": lambda: a @ b, "copy": lambda: block.clone()}
+    work |= {"convolution": torch.inference_mode()(lambda: layer(maps))}
+    spent = alternate(work, repeats)
+    rates = {"product": 2 * n**3, "convolution": 2 * batch * (3 * channels * side) ** 2}
+    rates = {name: count / spent[name] for name, count in rates.items()}
     print(
-        f"\nThe machine: matrix products {rate / 1e9:.1f} Gflop/s (float32, {n}x{n}), "
+        f"\nThe machine in float32: matrix products {rates['product'] / 1e9:.1f} Gflop/s ({n}x{n}), "
+        f"3x3 convolutions {rates['convolution'] / 1e9:.1f} Gflop/s ({channels} channels of {side}x{side}), "
         f"copies {2 * block.numel() * 4 / spent['copy'] / 1e9:.1f} GB/s (read and written)"
     )
     for name, step in figures.items():
         if "magnitude" in name or "fastmri" in name:
-            share = flops * batch / step / rate
-            print(f"  {name:58s}{flops / 1e9:7.1f} Gflop per training image: {100 * share:5.1f} % of that rate")
+            share = flops * batch / step / max(rates.values())
+            print(f"  {name:58s}{flops / 1e9:7.1f} Gflop per training image: {100 * share:5.1f} % of the higher rate")
 
 
 def plan(raw_rate, cached_rate, figures, batch, total=100e12, processes=64, slices_per_step=16):
