@@ -142,9 +142,10 @@ def center_crop(x: Tensor, size: Sequence[int]) -> Tensor:
 
 def rss(coil_images: Tensor, dim: int = 0) -> Tensor:
     """Root-sum-of-squares coil combination over axis `dim`: complex or real in, real out."""
-    # abs() of a complex number guards against overflow, which takes three times as long
-    parts = (coil_images.real, coil_images.imag) if coil_images.is_complex() else (coil_images,)
-    return sum(part.square() for part in parts).sum(dim).sqrt()
+    if not coil_images.is_complex():
+        return coil_images.square().sum(dim).sqrt()
+    # abs() guards against overflow, for which it takes three times as long
+    return (coil_images.real.square() + coil_images.imag.square()).sum(dim).sqrt()
 
 
 def crop_readout(kspace: Tensor, height: int) -> Tensor:
@@ -4897,7 +4898,7 @@ class Adversary:
         distances = [(a - b.detach()).abs().mean() for a, b in zip(ours, theirs)]
         return loss + perceptual * sum(distances) / len(distances)
 
-    def learn(self, image: Tensor, target: Tensor, given: Tensor, share: float = 1.0) -> dict[str, float]:
+    def learn(self, image: Tensor, target: Tensor, given: Tensor, share: float = 1.0) -> dict[str, Tensor]:
         """One step of the discriminator on a batch of magnitudes; returns how it did before the step.
 
         Args:
@@ -4917,7 +4918,8 @@ class Adversary:
                 distributed.all_reduce(gradient)
                 gradient /= rank_and_size()[1]
         self.optimizer.step()
-        return {"discriminator_loss": loss.item(), "discriminator_accuracy": (real > fake).float().mean().item()}
+        # Tensors: a number would make the GPU wait in every step.
+        return {"discriminator_loss": loss.detach().double(), "discriminator_accuracy": (real > fake).double().mean()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict()}

@@ -1,6 +1,8 @@
 """Section 6: the networks, against fastMRI's U-Net and against what they promise."""
 
+import contextlib
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -292,3 +294,36 @@ def test_smooth_phase_follows_the_image():
     # the phase of the whole image turns along
     turned = mri.smooth_phase(mri.fft2c(1j * magnitude * phase))
     assert torch.allclose(turned[inside], 1j * found[inside], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", mri.MODELS)
+def test_a_training_step_stays_on_its_device_and_never_waits(name, monkeypatch):
+    """Tensors without content stand in for a GPU: one made elsewhere raises, and so does asking for a value."""
+    task = next(task for task in mri.TASKS if name in mri.TASKS[task].models)
+    stack = {"cine": (5,), "multi_coil": (3,)}.get(task, ())
+    with torch.device("meta"):
+        kspace, mask = torch.zeros(2, *stack, 32, 24, dtype=torch.complex64), torch.ones(2, *stack, 1, 24).bool()
+        target = torch.zeros(2, *stack * (task == "cine"), 32, 24)
+        batch = mri.Sample(kspace, mask, target, *(torch.ones(2) for _ in range(4)))
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it does not know the device
+    monkeypatch.setattr(mri, "low_resolution", lambda kspace, mask: kspace)  # does ask, once: how many central lines
+    small = {key: value for key, value in SMALL.items() if key in mri.model_settings({"model": name})}
+    network = mri.build_model({"model": name} | small).to("meta")
+    image = mri.reconstruct(network, batch)
+    assert image.device.type == "meta" and image.shape == target.shape
+    optimizer = torch.optim.Adam(network.parameters())
+    mri.step_hooks(optimizer, network, clip=1.0, ema=0.0)
+    losses = [loss(image / batch.peak, target / batch.peak) for loss in mri.LOSSES.values()]
+    (sum(losses) + mri.roughness(image)).backward()
+    optimizer.step()
+    assert mri.reconstruct(mri.TASKS[task].start[1], batch).shape == target.shape
+
+
+@pytest.mark.parametrize("form", mri.ADVERSARIAL)
+def test_an_adversarial_step_stays_on_its_device_and_never_waits(form):
+    settings = SimpleNamespace(adversarial=form, lr=0.001, device="meta", adversarial_weight=0.01)
+    settings.perceptual_weight = 0.1
+    adversary = mri.Adversary(settings)
+    image, target, given = (torch.zeros(2, 48, 48, device="meta", requires_grad=i == 0) for i in range(3))
+    adversary.doubt(image, target, given).backward()
+    assert {figure.device.type for figure in adversary.learn(image, target, given).values()} == {"meta"}
