@@ -1,6 +1,6 @@
 """How fast is it? Prints, in one run and side by side: this book, PyPI's fastmri 0.3.0, and the machine's limits.
 
-usage: python tests/benchmark.py [--repeats 5] [--slices 8] [--batch 2] [--folder FOLDER]
+usage: python tests/benchmark.py [--repeats 5] [--slices 8] [--batch 2] [--workers 0] [--folder FOLDER]
 
 Medians of alternated repeats, so that a busy moment hits all alike. One core (or one GPU where there is one; that
 part has not been run on a GPU yet). Random k-space in files of 640x368, the size of fastMRI's knee data: the time
@@ -8,6 +8,7 @@ does not depend on what the image shows. Never a test: a figure depends on the m
 """
 
 import argparse
+import functools
 import math
 import resource
 import statistics
@@ -36,9 +37,8 @@ SAMPLING = {"mask": "random", "acceleration": 4.0, "center_fraction": 0.08}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def seconds(work):
+def seconds(work, clock=time.perf_counter if DEVICE == "cuda" else time.process_time):
     """Time of one call: of the core, so that neighbours count little; with a GPU, of the clock on the wall."""
-    clock = time.perf_counter if DEVICE == "cuda" else time.process_time
     start = clock()
     work()
     if DEVICE == "cuda":
@@ -76,6 +76,12 @@ def write_files(folder, slices):
         )
 
 
+def fastmri_transform():
+    """From a slice to what fastmri's U-Net takes."""
+    masks = create_mask_for_mask_type("random", [SAMPLING["center_fraction"]], [int(SAMPLING["acceleration"])])
+    return UnetDataTransform("singlecoil", masks)
+
+
 def data_path(folder, repeats):
     """Slices per second from file to masked k-space, all that a worker does here, and on to what fastMRI's ends at."""
     files = folder / "files"
@@ -85,9 +91,8 @@ def data_path(folder, repeats):
         "this book, raw files": mri.SliceDataset(raw, *SAMPLING.values(), seed=0),
         "this book, cache": mri.SliceDataset(cached, *SAMPLING.values(), seed=0),
     }
-    masks = create_mask_for_mask_type("random", [SAMPLING["center_fraction"]], [int(SAMPLING["acceleration"])])
     reference = "fastmri: its SliceDataset and UnetDataTransform"
-    theirs = SliceDataset(files, challenge="singlecoil", transform=UnetDataTransform("singlecoil", masks))
+    theirs = SliceDataset(files, challenge="singlecoil", transform=fastmri_transform())
     count = len(theirs)
 
     def read(dataset):
@@ -109,56 +114,90 @@ def data_path(folder, repeats):
     return count / figures["this book, raw files, masked k-space"], count / figures["this book, cache, masked k-space"]
 
 
+def trainer(settings, precision):
+    """A network of this book at 32 features: a training step on a Sample, and its inference."""
+    settings = SimpleNamespace(**settings, features=32, device=DEVICE, precision=precision, compile=False)
+    network = mri.place(mri.build_model(vars(settings)), settings, None)
+    optimizer = torch.optim.RMSprop(network.parameters(), 0.001)
+
+    def step(sample):
+        optimizer.zero_grad()
+        mri.l1_loss(mri.reconstruct(network, sample, precision), sample.target).backward()
+        optimizer.step()
+
+    return step, torch.inference_mode()(lambda sample: mri.reconstruct(network, sample, precision))
+
+
+def fastmri_trainer():
+    """The same for fastmri's U-Net on (images, targets), in float32 as in its default loop."""
+    network = Unet(1, 1, chans=32, num_pool_layers=4).to(DEVICE)
+    optimizer = torch.optim.RMSprop(network.parameters(), 0.001)
+
+    def step(images, targets):
+        optimizer.zero_grad()
+        torch.nn.functional.l1_loss(network(images[:, None])[:, 0], targets).backward()
+        optimizer.step()
+
+    return step, torch.inference_mode()(lambda images: network(images[:, None]))
+
+
 def training(batch, repeats):
-    """Images per second of a training step and of inference at 320x320, U-Nets of 32 features."""
+    """Images per second of a training step and of inference at 320x320, U-Nets of 32 features, data at hand."""
     kspace = torch.randn(batch, *CROP, dtype=torch.complex64, device=DEVICE)
     mask = mri.sampling_mask("random", CROP, 4, 0.08, 0).to(DEVICE)
     kspace, target = kspace * mask, kspace.abs()
     known = mask.expand(batch, 1, CROP[1])
-
-    def ours(settings, precision):
-        settings = SimpleNamespace(**settings, features=32, device=DEVICE, precision=precision, compile=False)
-        network = mri.place(mri.build_model(vars(settings)), settings, None)
-        optimizer = torch.optim.RMSprop(network.parameters(), 0.001)
-        sample = mri.Sample(kspace, known, target, *(torch.ones(batch, device=DEVICE) for _ in range(4)))
-
-        def step():
-            optimizer.zero_grad()
-            mri.l1_loss(mri.reconstruct(network, sample, precision), target).backward()
-            optimizer.step()
-
-        return step, torch.inference_mode()(lambda: mri.reconstruct(network, sample, precision))
-
-    network = Unet(1, 1, chans=32, num_pool_layers=4).to(DEVICE)
-    optimizer = torch.optim.RMSprop(network.parameters(), 0.001)
-    image = target[:, None]
-
-    def fastmri_step():  # float32, as its default loop does
-        optimizer.zero_grad()
-        torch.nn.functional.l1_loss(network(image)[:, 0], target).backward()
-        optimizer.step()
-
+    sample = mri.Sample(kspace, known, target, *(torch.ones(batch, device=DEVICE) for _ in range(4)))
     reference = "fastmri: its Unet, 7.8 million weights, float32"
-    own = "this book, {}"
-    steps, images = {reference: fastmri_step}, {reference: torch.inference_mode()(lambda: network(image))}
+    step, infer = fastmri_trainer()
+    steps, images = {reference: lambda: step(target, target)}, {reference: lambda: infer(target)}
     kinds = {
         "magnitude_unet (levels 4)": {"model": "magnitude_unet"},
         "unet (complex, data consistency)": {"model": "unet"},
     }
-    for name, settings in kinds.items():
+    for kind, settings in kinds.items():
         for precision in ("float32", "bfloat16") if DEVICE == "cuda" else ("float32",):
-            steps[own.format(f"{name}, {precision}")], images[own.format(f"{name}, {precision}")] = ours(
-                settings, precision
-            )
-    counts = [mri.count_parameters(n) for n in (network, mri.build_model({"model": "magnitude_unet", "features": 32}))]
+            own_step, own_infer = trainer(settings, precision)
+            name = f"this book, {kind}, {precision}"
+            steps[name] = functools.partial(own_step, sample)
+            images[name] = functools.partial(own_infer, sample)
     figures = alternate(steps, repeats)
-    show(f"Training, 320x320, batch {batch} (weights: {counts[0]}, {counts[1]})", "images", figures, batch, reference)
+    weights = mri.count_parameters(mri.build_model({"model": "magnitude_unet", "features": 32}))
+    title = f"Training, 320x320, batch {batch}, data at hand (magnitude_unet: {weights} weights)"
+    show(title, "images", figures, batch, reference)
     show("Inference, the same", "images", alternate(images, repeats), batch, reference)
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        fastmri_step()
+        steps[reference]()
     return counter.get_total_flops() / batch, figures, batch
+
+
+def end_to_end(folder, batch, workers, figures):
+    """One epoch over the files on disk, as train.py and fastmri's loop take it, after one step for warming up."""
+    dataset = mri.SliceDataset(mri.read_folder(folder / "files"), *SAMPLING.values(), seed=0)
+    loader = mri.make_loader(dataset, batch, True, workers)
+    precision = "bfloat16" if DEVICE == "cuda" else "float32"
+    own_step, _ = trainer({"model": "magnitude_unet"}, precision)
+    their_step, _ = fastmri_trainer()
+    their_set = SliceDataset(folder / "files", challenge="singlecoil", transform=fastmri_transform())
+    their_loader = torch.utils.data.DataLoader(their_set, batch, shuffle=True, num_workers=workers)
+
+    def own_epoch():
+        for sample, _ in mri.training_batches(loader, DEVICE):
+            own_step(sample)
+
+    def their_epoch():
+        for sample in their_loader:
+            their_step(sample.image.to(DEVICE), sample.target.to(DEVICE))
+
+    own, reference = f"this book, magnitude_unet, {precision}", "fastmri: its Unet, float32"
+    own_step(next(mri.training_batches(loader, DEVICE))[0])
+    their_step(*(torch.rand(batch, *CROP, device=DEVICE) for _ in range(2)))
+    spent = {reference: seconds(their_epoch, time.perf_counter), own: seconds(own_epoch, time.perf_counter)}
+    show(f"End to end, one epoch from disk, batch {batch}, {workers} workers", "images", spent, len(dataset), reference)
+    alone = next(t for name, t in figures.items() if "magnitude" in name and precision in name)
+    print(f"  the steps alone would take {100 * alone / batch * len(dataset) / spent[own]:.0f} % of this book's epoch")
 
 
 def limits(flops, figures, batch, repeats):
@@ -240,6 +279,9 @@ def main():
     parser.add_argument("--repeats", type=int, default=5, help="of everything, after one for warming up")
     parser.add_argument("--slices", type=int, default=8, help="in each of two files")
     parser.add_argument("--batch", type=int, default=2, help="images per training step")
+    parser.add_argument(
+        "--workers", type=int, default=8 if DEVICE == "cuda" else 0, help="processes that read, end to end"
+    )
     parser.add_argument("--folder", help="for the files, 5 MB a slice (default: a temporary one)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -249,8 +291,9 @@ def main():
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         write_files(Path(folder), arguments.slices)
         rates = data_path(Path(folder), arguments.repeats)
-    quality(arguments.slices, arguments.repeats)
-    flops, figures, batch = training(arguments.batch, arguments.repeats)
+        quality(arguments.slices, arguments.repeats)
+        flops, figures, batch = training(arguments.batch, arguments.repeats)
+        end_to_end(Path(folder), batch, arguments.workers, figures)
     limits(flops, figures, batch, arguments.repeats)
     plan(*rates, figures, batch)
     print(
