@@ -793,7 +793,11 @@ class Volume:
             return target
         if self.mask is not None:
             raise BadInput(f"{self.path}: an undersampled test file has no target: score other files")
-        image = center_crop(ifft2c(self.kspace(index)), self.target_size)
+        return self.magnitude(center_crop(ifft2c(self.kspace(index)), self.target_size))
+
+    @staticmethod
+    def magnitude(image: Tensor) -> Tensor:
+        """What is compared: the root-sum-of-squares of ([coils,] h, w) complex images."""
         return rss(image, 0) if image.ndim == 3 else image.abs()
 
     @functools.cached_property
@@ -4389,7 +4393,7 @@ class SliceDataset(torch.utils.data.Dataset):
             # One choice per size and epoch, so that slices of one size still make a batch.
             common = np.random.RandomState((self.seed or 0, self.epoch, *self.size(index)))
             kspace, acquired, size = vary_scan(kspace, acquired, size, peak, common, random)
-            target = center_crop(ifft2c(kspace), size).abs()
+            target = volume.magnitude(center_crop(ifft2c(kspace), size))
         else:
             target = volume.target(s) if volume.mask is None else torch.zeros(size)
         mask = volume.mask if volume.mask is not None else sampling_mask(self.mask, kspace.shape, *sampling, mask_seed)
@@ -4416,7 +4420,7 @@ def vary_scan(
     is mirrored and noise added as `random` draws.
 
     Args:
-        kspace: (h, W) complex, fully sampled.
+        kspace: ([coils,] h, W) complex, fully sampled.
         acquired: bool (W,), columns that hold data.
         size: of the target image.
         peak: largest value of the volume, to which the noise is scaled.
@@ -4425,9 +4429,10 @@ def vary_scan(
         k-space, acquired and size of the new scan. The image values stay in their range.
     """
     swap, share = common.rand() < 0.5, common.uniform(0.6, 1.0)
-    coarse = [2 * round(share * n / 2) for n in kspace.shape]
-    size = (round(size[0] * coarse[0] / kspace.shape[0]), round(size[1] * coarse[1] / kspace.shape[1]))
-    ratio = math.sqrt(coarse[0] * coarse[1] / (kspace.shape[0] * kspace.shape[1]))
+    height, width = kspace.shape[-2:]
+    coarse = [2 * round(share * n / 2) for n in (height, width)]
+    size = (round(size[0] * coarse[0] / height), round(size[1] * coarse[1] / width))
+    ratio = math.sqrt(coarse[0] * coarse[1] / (height * width))
     kspace, acquired = center_crop(kspace, coarse) * ratio, center_crop(acquired[None], (1, coarse[1]))[0]
     if swap and acquired.all():
         # The rows become the lines; the readout has lost its oversampling, so the field of view is the target's.

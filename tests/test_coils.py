@@ -395,3 +395,15 @@ def test_files_of_fastmri_size_train_within_stated_memory(tmp_path):
     peak = int(done.stdout.rpartition("peak MiB:")[2])
     print(done.stdout)
     assert math.isfinite(peak) and 500 < peak < 6000
+
+
+def test_augmented_slices_are_scans(files):
+    """Whatever was varied, the coils' root-sum-of-squares is the target."""
+    data = mri.SliceDataset(mri.read_folder(files / "train"), "equispaced", 1, 0.2, seed=0, augment=True)  # keeps all
+    shapes = set()
+    for data.epoch in range(3):
+        sample = data[0]
+        image = mri.rss(mri.center_crop(mri.ifft2c(sample.kspace), sample.target.shape))
+        assert torch.allclose(image, sample.target, atol=1e-5 * float(image.max()))
+        shapes.add(tuple(sample.kspace.shape))
+    assert len(shapes) == 3 and all(len(shape) == 3 for shape in shapes)
