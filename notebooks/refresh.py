@@ -32,7 +32,8 @@ def compress(png: str) -> str:
         # Even steps, white kept: an adapted palette would merge bright values, which are rare in these pictures.
         picture = grey.point([value // 4 * 4 if value < 252 else 255 for value in range(256)])
     else:
-        picture = picture.quantize(64, dither=Image.Dither.NONE)
+        # The palette of widest coverage, or a colour bar would lose its rare colours.
+        picture = picture.quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     picture.save(buffer, "png", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
