@@ -14,6 +14,7 @@ import io
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import nbformat
@@ -42,7 +43,7 @@ def compress(png: str) -> str:
 def describe(text: str) -> str:
     """The last sentence or heading of a text cell without its markup: what a screen reader says of the figure below."""
     lines = re.sub(r"\[([^]]*)\]\([^)]*\)|[*`#$]", r"\1", text).strip().split("\n\n")
-    return " ".join(lines[-1].split())[:200]
+    return textwrap.shorten(lines[-1], 240, placeholder=" ...")
 
 
 def clean(notebook: nbformat.NotebookNode) -> None:
