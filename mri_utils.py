@@ -6048,11 +6048,13 @@ def show_images(
     aspect = first.shape[0] / first.shape[1]
     size = (width, rows * (width / columns * aspect + 0.35))
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    shrunk = first.shape[1] > 0.95 * width / columns * figure.dpi  # averaged, or lines of a mask would be lost
     for axis in axes.flat:
         axis.axis("off")
     for axis, array, title in zip(axes.flat, arrays, titles):
         if array is not None:
-            picture = axis.imshow(array, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
+            way = "antialiased" if shrunk else "nearest"
+            picture = axis.imshow(array, cmap=cmap, vmin=low, vmax=high, interpolation=way)
             axis.set_title(title, fontsize=9)
     if scale_bar:
         figure.colorbar(picture, ax=axes, shrink=0.8)

@@ -45,7 +45,8 @@ import os; os.chdir(mri.ROOT)  # relative paths count from the repository, as in
 ## Parameters
 
 Name, type, default, meaning. Each line is also a flag of train.py (`--center-fraction 0.04`) and a
-parameter of papermill (`-p center_fraction 0.04`).
+parameter of papermill (`-p center_fraction 0.04`). At the first reading leave them all as they are: a U-Net for
+random lines at 4x, trained for 24 epochs.
 """
 
 # %% tags=["parameters"]
@@ -362,7 +363,10 @@ if __name__ == "__main__":
 # %% [markdown]
 """
 The table's convention is fastMRI's: figures per volume, data range the largest value of the target
-volume, then the mean over volumes with a 95 % bootstrap interval.
+volume, then the mean over volumes with a 95 % bootstrap interval. The lines with a minus sign are differences, volume
+by volume: the U-Net is ahead of total variation by 0.133 SSIM and 5.05 dB, and neither interval includes zero.
+
+The learning curves, epoch by epoch:
 """
 
 # %% tags=["active-ipynb"]
@@ -372,7 +376,8 @@ mri.show_file(Path(metrics["parameters"]["out"], "figures", "curves.png"))
 
 # %% [markdown]
 """
-The volume on which the network did worst, then the one in the middle, the best one last.
+One slice each of the volume on which the network did worst, of the one in the middle, and of the best one. Below: the
+errors, three times as bright.
 """
 
 # %% tags=["active-ipynb"]

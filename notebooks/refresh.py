@@ -14,6 +14,7 @@ import io
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import nbformat
@@ -29,12 +30,11 @@ def compress(png: str) -> str:
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     grey = picture.convert("L")
     if grey.convert("RGB").tobytes() == picture.tobytes():
-        # Even steps: an adapted palette would merge bright values, which are rare in these pictures.
-        steps = [round(value * 63 / 255) for value in range(256)]
-        picture = Image.frombytes("P", grey.size, grey.point(steps).tobytes())
-        picture.putpalette([round(step * 255 / 63) for step in range(64) for _ in "rgb"])
+        # Even steps, white kept: an adapted palette would merge bright values, which are rare in these pictures.
+        picture = grey.point([value // 4 * 4 if value < 252 else 255 for value in range(256)])
     else:
-        picture = picture.quantize(64, dither=Image.Dither.NONE)
+        # The palette of widest coverage, or a colour bar would lose its rare colours.
+        picture = picture.quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     picture.save(buffer, "png", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
@@ -43,7 +43,7 @@ def compress(png: str) -> str:
 def describe(text: str) -> str:
     """The last sentence or heading of a text cell without its markup: what a screen reader says of the figure below."""
     lines = re.sub(r"\[([^]]*)\]\([^)]*\)|[*`#$]", r"\1", text).strip().split("\n\n")
-    return " ".join(lines[-1].split())[:200]
+    return textwrap.shorten(lines[-1], 240, placeholder=" ...")
 
 
 def clean(notebook: nbformat.NotebookNode) -> None:
