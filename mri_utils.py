@@ -5870,12 +5870,12 @@ def flag_parser(description: str, source: str, several: bool = False) -> argpars
     """A command line whose flags are the parameters of a notebook or script, faults told in one line.
 
     Args:
-        description: what --help begins with.
+        description: what --help begins with; lines of badges are left out.
         source: text in which each parameter is a line such as `epochs: int = 10  # passes over the data`.
         several: a flag takes one or more values, booleans as true or false, and has no default.
     """
     parser = _OneLineParser(
-        description=description,
+        description=re.sub(r"^\[!\[.*\n+", "", description, flags=re.MULTILINE),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         usage="%(prog)s [--flag value ...]",
@@ -6212,7 +6212,9 @@ def show_controls(box: Any, static_text: str) -> None:
     """Display widgets; where none are drawn (a code host), `static_text` stands in their place."""
     from IPython.display import display
 
-    display(box._repr_mimebundle_() | {"text/plain": static_text}, raw=True)
+    # what widgets display of themselves, spelled out: ipywidgets 7, which Colab has, does it by another method than 8
+    view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
+    display({"application/vnd.jupyter.widget-view+json": view, "text/plain": static_text}, raw=True)
 
 
 def explore(update: Callable[..., tuple[Mapping[str, Any], str]], height: int = 320, **controls: Any) -> None:
