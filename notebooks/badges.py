@@ -9,7 +9,6 @@ new. Another name replaces all that. No cell is run; train.py is written anew fr
 
 import re
 import sys
-from pathlib import Path
 
 import nbformat
 import refresh
@@ -25,13 +24,15 @@ CELL = """
 if "google.colab" in sys.modules:  # it opens a notebook alone: fetch the rest of the book, install what is missing
     import os
     import subprocess
-    if not os.path.exists("mri_utils.py"):
-        if not os.path.exists("{name}"):
-            subprocess.run(["git", "clone", "--depth=1", "https://github.com/{repository}", "{name}"], check=True)
-        os.chdir("{name}")
+    from pathlib import Path
+    if not Path("mri_utils.py").exists():
+        if not Path("book").exists():
+            subprocess.run(
+                ["git", "clone", "--depth=1", "https://github.com/REPOSITORY", "book"], check=True)
+        os.chdir("book")
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet"]
-        + [line for line in open("requirements.txt").read().partition("# tests")[0].splitlines()
+        + [line for line in Path("requirements.txt").read_text().partition("# tests")[0].splitlines()
            if not line.startswith(("#", "torch", "numpy", "jupyterlab", "voila"))],
         check=True)
 """

@@ -69,6 +69,13 @@ def test_a_malformed_name_is_one_line(published, words):
     assert "owner/name" in done.stderr and content(published) == before
 
 
+def test_style(published):
+    pytest.importorskip("ruff")
+    words = [sys.executable, "-m", "ruff", "check", "--no-cache", "."]
+    done = subprocess.run(words, cwd=published, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_train_py_with_badges(published, tmp_path):
     """The first cell is inert in the script, and --help shows no badge."""
     words = [sys.executable, str(published / "train.py"), "--help"]
@@ -101,6 +108,6 @@ def test_alone_on_colab(published, tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.{folder.as_uri()}.insteadOf")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://github.com/some-one/some.book")
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(there)}}).execute()
-    clone = there / "some.book"
+    clone = there / "book"
     assert tell.outputs[0].text.split() == [str(clone / "mri_utils.py"), str(clone / "train.py"), str(clone)]
-    assert os.listdir(there) == ["some.book"]
+    assert os.listdir(there) == ["book"]
