@@ -61,10 +61,7 @@ def publish_at(repository: str) -> None:
         notebook = nbformat.read(path, as_version=4)
         title, first = notebook.cells[:2]
         title.source = with_badges(title.source, repository, path.name)
-        first.source = (
-            first.source.splitlines()[0]
-            + CELL.format(repository=repository, name=repository.partition("/")[2]).rstrip()
-        )
+        first.source = first.source.splitlines()[0] + CELL.replace("REPOSITORY", repository).rstrip()
         nbformat.write(notebook, path)
     refresh.write_script()
 
