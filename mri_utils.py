@@ -6232,7 +6232,9 @@ def explore(update: Callable[..., tuple[Mapping[str, Any], str]], height: int = 
     """
     import ipywidgets as widgets
 
-    picture = widgets.Image(format="png", layout=widgets.Layout(align_self="flex-start"))
+    # unstretched; on a phone as wide as the page, less the margins that every widget has
+    layout = widgets.Layout(align_self="flex-start", max_width="calc(100% - 4px)")
+    picture = widgets.Image(format="png", layout=layout)
     text = widgets.HTML()
 
     def draw(_change: Any = None) -> None:

@@ -164,3 +164,36 @@ def test_the_playground_as_a_web_page(address, browser):
         assert not page.faults
     finally:
         page.page.close()
+
+
+def test_the_playground_on_a_phone(address, browser):
+    """Everything within the width, and a finger on a slider's rail changes the picture."""
+    pytest.importorskip("voila")
+    drawn = (
+        "() => document.querySelector('img.widget-image')?.naturalWidth && document.querySelectorAll('img').length > 1"
+    )
+    with lab.phone(browser, address("voila/render/notebooks/00_playground.ipynb"), drawn) as page:
+        assert not lab.misfits(page)
+        page.evaluate(lab.SCRIPT)
+        (area,) = page.evaluate_handle("() => book.areas()").get_properties().values()
+        before = page.evaluate("area => book.pixels(area)", area)
+        rail = area.query_selector_all(".noUi-base")[1]  # the acceleration, after the slice
+        rail.scroll_into_view_if_needed()
+        box = rail.bounding_box()
+        page.touchscreen.tap(box["x"] + 0.5 * box["width"], box["y"] + box["height"] / 2)
+        page.wait_for_function("([area, old]) => book.pixels(area) != old", arg=[area, before], timeout=30_000)
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        page.evaluate("() => document.querySelector('img.widget-image').scrollIntoView({block: 'end'})")
+        page.screenshot(path=SCREENSHOTS / "playground_phone.png")
+
+
+def test_a_static_notebook_on_a_phone(browser, tmp_path):
+    """What `jupyter nbconvert --to html`, and hosts that work like it, make of a committed notebook."""
+    body, _ = pytest.importorskip("nbconvert").HTMLExporter().from_filename(str(lab.NOTEBOOKS[5]))
+    (tmp_path / "page.html").write_text(body, encoding="utf-8")
+    with lab.phone(browser, (tmp_path / "page.html").as_uri()) as page:
+        assert not lab.misfits(page)
+        natural = page.evaluate(
+            "() => [...document.images].map(i => [i.naturalWidth, i.getBoundingClientRect().width])"
+        )
+        assert natural and all(width > 390 and 300 < shown < 390 for width, shown in natural), natural
