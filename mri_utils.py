@@ -62,8 +62,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import h5py
+import matplotlib
 import numpy as np
 import torch
+from cycler import cycler
 from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
@@ -5967,6 +5969,11 @@ def provenance() -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------
 # 12 Figures and sliders
 # --------------------------------------------------------------------------------------------------
+
+# Curves: matplotlib's own orange and green are one colour to a reader with protanopia; these six stay apart for
+# everyone (Petroff 2021, arXiv 2107.02270). The grey comes last, because grey lines mark references.
+COLOURS = ("#5790fc", "#f89c20", "#e42536", "#964a8b", "#7a21dd", "#9c9ca1")
+matplotlib.rcParams["axes.prop_cycle"] = cycler(color=COLOURS)
 
 
 def to_array(x: Tensor | np.ndarray) -> np.ndarray:
