@@ -49,6 +49,7 @@ import struct
 import subprocess
 import sys
 import time
+import tokenize
 import warnings
 import xml.etree.ElementTree as ElementTree
 import zipfile
@@ -872,7 +873,7 @@ def _reading(path: Path, what: str) -> Iterator[None]:
     except BadInput:
         raise
     except (OSError, KeyError, RuntimeError, TypeError, ValueError, OverflowError, NotImplementedError) as error:
-        reason = f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
+        reason = f"{error}".splitlines()[0][:300] if f"{error}" else type(error).__name__
         raise BadInput(
             f"{path}: cannot read {what} ({reason}): the file is damaged, copy or download it again"
         ) from error
@@ -1608,7 +1609,7 @@ class CineVolume(Volume):
         return images
 
 
-LARGEST_UNPACKED = 2**32  # bytes of a compressed cine.npz, which is unpacked in memory; others are read piece by piece
+LARGEST_UNPACKED = 2**28  # bytes of a compressed cine.npz, which is unpacked in memory; others are read piece by piece
 
 
 @functools.lru_cache(maxsize=4)
@@ -1624,15 +1625,23 @@ def _cine_samples(path: Path) -> np.ndarray:
                 keys = ", ".join(name.removesuffix(".npy") for name in names[:9])
                 raise BadInput(f"{path}: no key 'dataset' (found: {keys or 'nothing'}): save the sequences under it")
             info = zipped.getinfo("dataset.npy")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a limit
+                raise BadInput(f"{path}: compressed by method {info.compress_type}: save it with numpy.savez")
             with zipped.open(info) as member:
                 version = np.lib.format.read_magic(member)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, fortran, dtype = read(member)
+                try:
+                    shape, fortran, dtype = read(member)
+                except (SyntaxError, tokenize.TokenError, MemoryError) as error:  # numpy parses it as Python
+                    raise ValueError("the array's header is damaged") from error
                 start = member.tell()
         if dtype.kind not in "fciu":
-            raise BadInput(f"{path}: dataset is {dtype}, not numbers: objects are never unpickled, save an array")
+            kind = f"{dtype}"[:80]
+            raise BadInput(f"{path}: dataset is {kind}, not numbers: objects are never unpickled, save an array")
         if len(shape) != 4 or 0 in shape:
             raise BadInput(f"{path}: dataset has shape {shape}: expected (samples, frames, rows, columns)")
+        if shape[0] > 10_000:
+            raise BadInput(f"{path}: dataset has shape {shape}: more than 10000 samples are not read, split the file")
         size = math.prod(shape) * dtype.itemsize
         if size + start != info.file_size:
             raise ValueError(f"the header declares {shape}, which is not what follows")
@@ -1645,7 +1654,7 @@ def _cine_samples(path: Path) -> np.ndarray:
             offset = info.header_offset + 30 + int(lengths.sum()) + start
             return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
         if size > LARGEST_UNPACKED:
-            raise BadInput(f"{path}: {size / 2**30:.1f} GiB compressed: save it with numpy.savez, uncompressed")
+            raise BadInput(f"{path}: {size / 2**20:.0f} MiB compressed: save it with numpy.savez, uncompressed")
         with np.load(path, allow_pickle=False) as file:
             return file["dataset"]
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error) as error:
@@ -1663,7 +1672,7 @@ def read_cine(path: str | Path) -> list[Volume]:
         BadInput: no file, no such key, wrong axes, objects, a header that does not fit what follows.
     """
     path = Path(path)
-    file = path / "cine.npz" if path.is_dir() else path
+    file = path / "cine.npz" if os.path.isdir(path) else path  # Path.is_dir raises for names that are too long
     if not os.path.isfile(file):
         raise BadInput(f"{file}: no such file: data/README.md tells what a cine.npz holds")
     with _reading(file, "the file"):
