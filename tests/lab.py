@@ -166,6 +166,11 @@ class Page:
         self.page.wait_for_timeout(1000)  # the last widgets are drawn
         return self.page.evaluate_handle("() => book.areas()").get_properties().values()
 
+    def panels(self):
+        """Handles on all output areas with controls, with a picture or without."""
+        question = "() => [...document.querySelectorAll('.jp-OutputArea-output:has(.jupyter-widgets)')]"
+        return list(self.page.evaluate_handle(question).get_properties().values())
+
     def pixels(self, area):
         self.page.wait_for_function("area => book.pixels(area)", arg=area, timeout=60_000)
         return self.page.evaluate("area => book.pixels(area)", area)

@@ -114,6 +114,44 @@ def choose_others(page, area):
         assert page.reacts(area, *before), "another button changes nothing"
 
 
+def use_by_keyboard(page, panel):
+    """From its cell the Tab key leads to every control in turn, and a key works each of them."""
+    # all that a reader would see change: the picture, texts, where a slider stands, what is chosen or typed
+    state = "p => p.innerHTML + [...p.querySelectorAll('select, input, textarea')].map(c => c.value)"
+    controls = panel.query_selector_all(".noUi-handle, select, button, input, textarea")
+    assert controls
+    panel.evaluate("p => p.closest('.jp-Cell').focus()")
+    for control in controls:
+        name = lab.label_of(control) or control.inner_text()
+        for _ in range(4):  # past a button of the cell, or the figure beside a slider
+            page.page.keyboard.press("Tab")
+            if control.evaluate("c => c === document.activeElement"):
+                break
+        else:
+            raise AssertionError(f"{name}: Tab does not lead there")
+        kind = control.evaluate("c => c.tagName")
+        if kind == "DIV":  # a slider's handle
+            at_end = control.get_attribute("aria-valuenow") == control.get_attribute("aria-valuemax")
+            key = "ArrowLeft" if at_end else "ArrowRight"
+        elif kind == "SELECT":
+            if control.evaluate("c => c.options.length") == 1:
+                continue
+            key = "ArrowUp" if control.evaluate("c => c.selectedIndex == c.options.length - 1") else "ArrowDown"
+        elif kind == "BUTTON":
+            if "mod-active" in control.get_attribute("class"):
+                continue  # chosen already; the others of its row are not
+            key = "Enter"
+        else:
+            key = "x"
+        before = panel.evaluate(state)
+        page.page.keyboard.press(key)
+        question = f"([panel, before]) => ({state})(panel) !== before"
+        page.page.wait_for_function(question, arg=[panel, before], timeout=10_000)
+        if key == "x":
+            page.page.keyboard.press("Backspace")
+    page.page.wait_for_function("() => book.status() == 'idle'", timeout=60_000)
+
+
 @pytest.mark.parametrize("path", lab.NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_in_the_browser(path, address, browser):
     page = lab.Page(browser, address(f"lab/tree/notebooks/{path.name}?reset"))
@@ -139,6 +177,11 @@ def test_a_notebook_in_the_browser(path, address, browser):
             SCREENSHOTS.mkdir(parents=True, exist_ok=True)
             area.scroll_into_view_if_needed()
             page.page.screenshot(path=SCREENSHOTS / f"{path.stem}_{number}.png")
+        assert not page.errors()
+        panels = page.panels()
+        assert len(panels) == expected + path.read_text(encoding="utf-8").count("mri.show_controls(")
+        for panel in panels:
+            use_by_keyboard(page, panel)
         assert not page.errors()
     finally:
         page.page.close()
