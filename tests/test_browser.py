@@ -132,22 +132,25 @@ def use_by_keyboard(page, panel):
         kind = control.evaluate("c => c.tagName")
         if kind == "DIV":  # a slider's handle
             at_end = control.get_attribute("aria-valuenow") == control.get_attribute("aria-valuemax")
-            key = "ArrowLeft" if at_end else "ArrowRight"
+            keys = ["ArrowLeft" if at_end else "ArrowRight"]
         elif kind == "SELECT":
             if control.evaluate("c => c.options.length") == 1:
                 continue
-            key = "ArrowUp" if control.evaluate("c => c.selectedIndex == c.options.length - 1") else "ArrowDown"
+            at_end = control.evaluate("c => c.selectedIndex == c.options.length - 1")
+            # while the list is closed JupyterLab takes the arrows for itself (jupyter-widgets/ipywidgets issue 3912)
+            keys = ["Space", "ArrowUp" if at_end else "ArrowDown", "Enter"]
         elif kind == "BUTTON":
             if "mod-active" in control.get_attribute("class"):
                 continue  # chosen already; the others of its row are not
-            key = "Enter"
+            keys = ["Enter"]
         else:
-            key = "x"
+            keys = ["x"]
         before = panel.evaluate(state)
-        page.page.keyboard.press(key)
+        for key in keys:
+            page.page.keyboard.press(key)
         question = f"([panel, before]) => ({state})(panel) !== before"
         page.page.wait_for_function(question, arg=[panel, before], timeout=10_000)
-        if key == "x":
+        if keys == ["x"]:
             page.page.keyboard.press("Backspace")
     page.page.wait_for_function("() => book.status() == 'idle'", timeout=60_000)
 
