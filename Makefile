@@ -4,6 +4,7 @@
 # make report    a run folder as one HTML file:  make report RUN=runs/NAME
 # make sweep     several settings, then their comparison:  make sweep SWEEP="--mask random equispaced --jobs 2"
 # make scoreboard    what other systems claim, and what we measure
+# make badges    links to Colab and Binder, once the address is known:  make badges REPOSITORY=owner/name
 PYTHON ?= python3
 BIN = .venv/bin
 RUN = runs/unet
@@ -28,6 +29,9 @@ sweep: setup
 scoreboard: setup
 	@$(BIN)/python notebooks/publish.py scoreboard
 
+badges: setup
+	@$(BIN)/python notebooks/badges.py $(REPOSITORY)
+
 setup: .venv/installed
 
 .venv/installed: requirements.txt pyproject.toml
@@ -35,4 +39,4 @@ setup: .venv/installed
 	$(BIN)/pip install --quiet -r requirements.txt
 	touch $@
 
-.PHONY: demo test notebooks report sweep scoreboard setup
+.PHONY: demo test notebooks report sweep scoreboard badges setup

@@ -49,6 +49,7 @@ import struct
 import subprocess
 import sys
 import time
+import tokenize
 import warnings
 import xml.etree.ElementTree as ElementTree
 import zipfile
@@ -62,8 +63,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import h5py
+import matplotlib
 import numpy as np
 import torch
+from cycler import cycler
 from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
@@ -882,7 +885,7 @@ def _reading(path: Path, what: str) -> Iterator[None]:
     except BadInput:
         raise
     except (OSError, KeyError, RuntimeError, TypeError, ValueError, OverflowError, NotImplementedError) as error:
-        reason = f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
+        reason = f"{error}".splitlines()[0][:300] if f"{error}" else type(error).__name__
         raise BadInput(
             f"{path}: cannot read {what} ({reason}): the file is damaged, copy or download it again"
         ) from error
@@ -1618,7 +1621,7 @@ class CineVolume(Volume):
         return images
 
 
-LARGEST_UNPACKED = 2**32  # bytes of a compressed cine.npz, which is unpacked in memory; others are read piece by piece
+LARGEST_UNPACKED = 2**28  # bytes of a compressed cine.npz, which is unpacked in memory; others are read piece by piece
 
 
 @functools.lru_cache(maxsize=4)
@@ -1634,15 +1637,23 @@ def _cine_samples(path: Path) -> np.ndarray:
                 keys = ", ".join(name.removesuffix(".npy") for name in names[:9])
                 raise BadInput(f"{path}: no key 'dataset' (found: {keys or 'nothing'}): save the sequences under it")
             info = zipped.getinfo("dataset.npy")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a limit
+                raise BadInput(f"{path}: compressed by method {info.compress_type}: save it with numpy.savez")
             with zipped.open(info) as member:
                 version = np.lib.format.read_magic(member)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, fortran, dtype = read(member)
+                try:
+                    shape, fortran, dtype = read(member)
+                except (SyntaxError, tokenize.TokenError, MemoryError) as error:  # numpy parses it as Python
+                    raise ValueError("the array's header is damaged") from error
                 start = member.tell()
         if dtype.kind not in "fciu":
-            raise BadInput(f"{path}: dataset is {dtype}, not numbers: objects are never unpickled, save an array")
+            kind = f"{dtype}"[:80]
+            raise BadInput(f"{path}: dataset is {kind}, not numbers: objects are never unpickled, save an array")
         if len(shape) != 4 or 0 in shape:
             raise BadInput(f"{path}: dataset has shape {shape}: expected (samples, frames, rows, columns)")
+        if shape[0] > 10_000:
+            raise BadInput(f"{path}: dataset has shape {shape}: more than 10000 samples are not read, split the file")
         size = math.prod(shape) * dtype.itemsize
         if size + start != info.file_size:
             raise ValueError(f"the header declares {shape}, which is not what follows")
@@ -1655,7 +1666,7 @@ def _cine_samples(path: Path) -> np.ndarray:
             offset = info.header_offset + 30 + int(lengths.sum()) + start
             return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
         if size > LARGEST_UNPACKED:
-            raise BadInput(f"{path}: {size / 2**30:.1f} GiB compressed: save it with numpy.savez, uncompressed")
+            raise BadInput(f"{path}: {size / 2**20:.0f} MiB compressed: save it with numpy.savez, uncompressed")
         with np.load(path, allow_pickle=False) as file:
             return file["dataset"]
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error) as error:
@@ -1673,7 +1684,7 @@ def read_cine(path: str | Path) -> list[Volume]:
         BadInput: no file, no such key, wrong axes, objects, a header that does not fit what follows.
     """
     path = Path(path)
-    file = path / "cine.npz" if path.is_dir() else path
+    file = path / "cine.npz" if os.path.isdir(path) else path  # Path.is_dir raises for names that are too long
     if not os.path.isfile(file):
         raise BadInput(f"{file}: no such file: data/README.md tells what a cine.npz holds")
     with _reading(file, "the file"):
@@ -5885,12 +5896,12 @@ def flag_parser(description: str, source: str, several: bool = False) -> argpars
     """A command line whose flags are the parameters of a notebook or script, faults told in one line.
 
     Args:
-        description: what --help begins with.
+        description: what --help begins with; lines of badges are left out.
         source: text in which each parameter is a line such as `epochs: int = 10  # passes over the data`.
         several: a flag takes one or more values, booleans as true or false, and has no default.
     """
     parser = _OneLineParser(
-        description=description,
+        description=re.sub(r"^\[!\[.*\n+", "", description, flags=re.MULTILINE),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         usage="%(prog)s [--flag value ...]",
@@ -5982,6 +5993,11 @@ def provenance() -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------
 # 12 Figures and sliders
 # --------------------------------------------------------------------------------------------------
+
+# Curves: matplotlib's own orange and green are one colour to a reader with protanopia; these six stay apart for
+# everyone (Petroff 2021, arXiv 2107.02270). The grey comes last, because grey lines mark references.
+COLOURS = ("#5790fc", "#f89c20", "#e42536", "#964a8b", "#7a21dd", "#9c9ca1")
+matplotlib.rcParams["axes.prop_cycle"] = cycler(color=COLOURS)
 
 
 def to_array(x: Tensor | np.ndarray) -> np.ndarray:
@@ -6229,7 +6245,9 @@ def show_controls(box: Any, static_text: str) -> None:
     """Display widgets; where none are drawn (a code host), `static_text` stands in their place."""
     from IPython.display import display
 
-    display(box._repr_mimebundle_() | {"text/plain": static_text}, raw=True)
+    # what widgets display of themselves, spelled out: ipywidgets 7, which Colab has, does it by another method than 8
+    view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
+    display({"application/vnd.jupyter.widget-view+json": view, "text/plain": static_text}, raw=True)
 
 
 def explore(update: Callable[..., tuple[Mapping[str, Any], str]], height: int = 320, **controls: Any) -> None:
@@ -6247,7 +6265,9 @@ def explore(update: Callable[..., tuple[Mapping[str, Any], str]], height: int = 
     """
     import ipywidgets as widgets
 
-    picture = widgets.Image(format="png", layout=widgets.Layout(align_self="flex-start"))
+    # unstretched; on a phone as wide as the page, less the margins that every widget has
+    layout = widgets.Layout(align_self="flex-start", max_width="calc(100% - 4px)")
+    picture = widgets.Image(format="png", layout=layout)
     text = widgets.HTML()
 
     def draw(_change: Any = None) -> None:

@@ -84,10 +84,15 @@ def refresh(path: Path) -> None:
     thumbnail(notebook, FOLDER / "thumbnails" / f"{path.stem}.png")
 
 
-if __name__ == "__main__":
-    for path in [FOLDER / name for name in sys.argv[1:]] or sorted(FOLDER.glob("[0-9]*.ipynb")):
-        refresh(path)
+def write_script() -> None:
+    """Write train.py from notebook 04."""
     source, script = FOLDER / "04_train_unet.ipynb", FOLDER.parent / "train.py"
     subprocess.run(
         [sys.executable, "-m", "jupytext", "--quiet", "--to", "py:percent", "--output", script, source], check=True
     )
+
+
+if __name__ == "__main__":
+    for path in [FOLDER / name for name in sys.argv[1:]] or sorted(FOLDER.glob("[0-9]*.ipynb")):
+        refresh(path)
+    write_script()

@@ -166,6 +166,11 @@ class Page:
         self.page.wait_for_timeout(1000)  # the last widgets are drawn
         return self.page.evaluate_handle("() => book.areas()").get_properties().values()
 
+    def panels(self):
+        """Handles on all output areas with controls, with a picture or without."""
+        question = "() => [...document.querySelectorAll('.jp-OutputArea-output:has(.jupyter-widgets)')]"
+        return list(self.page.evaluate_handle(question).get_properties().values())
+
     def pixels(self, area):
         self.page.wait_for_function("area => book.pixels(area)", arg=area, timeout=60_000)
         return self.page.evaluate("area => book.pixels(area)", area)
@@ -208,3 +213,43 @@ def label_of(control):
 def data(folder: Path, matrix: int) -> Path:
     """A small simulated data set."""
     return mri.demo_data(folder / "data", train=2, val=2, slices=3, matrix=matrix)
+
+
+@contextlib.contextmanager
+def phone(browser, url, ready="() => true"):
+    """A page on a phone: 390 x 844 points, touched rather than pointed at."""
+    held = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+    context = browser.new_context(**held)
+    try:
+        page = context.new_page()
+        page.goto(url, timeout=180_000)
+        page.wait_for_function(ready, timeout=180_000)
+        yield page
+    finally:
+        context.close()
+
+
+def misfits(page):
+    """What does not fit a narrow page, in words: one that scrolls sideways, wide pictures, small print, cut tables."""
+    return page.evaluate("""() => {
+      const wide = screen.width;  // innerWidth grows where a phone zooms out to show all of a page
+      const found = [], name = e => `${e.tagName} ${e.className} ${e.textContent.trim().slice(0, 40)}`;
+      const scrolls = e => ["auto", "scroll"].includes(getComputedStyle(e).overflowX);
+      const root = document.documentElement;
+      if (root.scrollWidth > wide) found.push(`the page is ${root.scrollWidth} wide, the screen ${wide}`);
+      for (const e of document.querySelectorAll("body *")) {
+        const box = e.getBoundingClientRect(), style = getComputedStyle(e);
+        if (!box.width || style.visibility == "hidden") continue;
+        if (e.tagName == "IMG" && (box.left < 0 || box.right > wide)) found.push("wide picture: " + name(e));
+        const own = [...e.childNodes].some(n => n.nodeType == Node.TEXT_NODE && n.textContent.trim());
+        if (own && parseFloat(style.fontSize) < 12) found.push(`text of ${style.fontSize}: ` + name(e));
+        if (e.matches(".jupyter-widgets") && scrolls(e) && e.scrollWidth > e.clientWidth + 1)
+          found.push("controls wider than the screen: " + name(e));
+        if (e.tagName == "TABLE" && box.right > wide) {
+          let outer = e.parentElement;
+          while (outer && !scrolls(outer)) outer = outer.parentElement;
+          if (!outer || outer.getBoundingClientRect().right > wide) found.push("cut table: " + name(e));
+        }
+      }
+      return found;
+    }""")

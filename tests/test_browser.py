@@ -114,6 +114,47 @@ def choose_others(page, area):
         assert page.reacts(area, *before), "another button changes nothing"
 
 
+def use_by_keyboard(page, panel):
+    """From its cell the Tab key leads to every control in turn, and a key works each of them."""
+    # all that a reader would see change: the picture, texts, where a slider stands, what is chosen or typed
+    state = "p => p.innerHTML + [...p.querySelectorAll('select, input, textarea')].map(c => c.value)"
+    controls = panel.query_selector_all(".noUi-handle, select, button, input, textarea")
+    assert controls
+    panel.evaluate("p => p.closest('.jp-Cell').focus()")
+    for control in controls:
+        name = lab.label_of(control) or control.inner_text()
+        for _ in range(4):  # past a button of the cell, or the figure beside a slider
+            page.page.keyboard.press("Tab")
+            if control.evaluate("c => c === document.activeElement"):
+                break
+        else:
+            raise AssertionError(f"{name}: Tab does not lead there")
+        kind = control.evaluate("c => c.tagName")
+        if kind == "DIV":  # a slider's handle
+            at_end = control.get_attribute("aria-valuenow") == control.get_attribute("aria-valuemax")
+            keys = ["ArrowLeft" if at_end else "ArrowRight"]
+        elif kind == "SELECT":
+            if control.evaluate("c => c.options.length") == 1:
+                continue
+            at_end = control.evaluate("c => c.selectedIndex == c.options.length - 1")
+            # while the list is closed JupyterLab takes the arrows for itself (jupyter-widgets/ipywidgets issue 3912)
+            keys = ["Space", "ArrowUp" if at_end else "ArrowDown", "Enter"]
+        elif kind == "BUTTON":
+            if "mod-active" in control.get_attribute("class"):
+                continue  # chosen already; the others of its row are not
+            keys = ["Enter"]
+        else:
+            keys = ["x"]
+        before = panel.evaluate(state)
+        for key in keys:
+            page.page.keyboard.press(key)
+        question = f"([panel, before]) => ({state})(panel) !== before"
+        page.page.wait_for_function(question, arg=[panel, before], timeout=10_000)
+        if keys == ["x"]:
+            page.page.keyboard.press("Backspace")
+    page.page.wait_for_function("() => book.status() == 'idle'", timeout=60_000)
+
+
 @pytest.mark.parametrize("path", lab.NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_in_the_browser(path, address, browser):
     page = lab.Page(browser, address(f"lab/tree/notebooks/{path.name}?reset"))
@@ -140,6 +181,11 @@ def test_a_notebook_in_the_browser(path, address, browser):
             area.scroll_into_view_if_needed()
             page.page.screenshot(path=SCREENSHOTS / f"{path.stem}_{number}.png")
         assert not page.errors()
+        panels = page.panels()
+        assert len(panels) == expected + path.read_text(encoding="utf-8").count("mri.show_controls(")
+        for panel in panels:
+            use_by_keyboard(page, panel)
+        assert not page.errors()
     finally:
         page.page.close()
 
@@ -164,3 +210,36 @@ def test_the_playground_as_a_web_page(address, browser):
         assert not page.faults
     finally:
         page.page.close()
+
+
+def test_the_playground_on_a_phone(address, browser):
+    """Everything within the width, and a finger on a slider's rail changes the picture."""
+    pytest.importorskip("voila")
+    drawn = (
+        "() => document.querySelector('img.widget-image')?.naturalWidth && document.querySelectorAll('img').length > 1"
+    )
+    with lab.phone(browser, address("voila/render/notebooks/00_playground.ipynb"), drawn) as page:
+        assert not lab.misfits(page)
+        page.evaluate(lab.SCRIPT)
+        (area,) = page.evaluate_handle("() => book.areas()").get_properties().values()
+        before = page.evaluate("area => book.pixels(area)", area)
+        rail = area.query_selector_all(".noUi-base")[1]  # the acceleration, after the slice
+        rail.scroll_into_view_if_needed()
+        box = rail.bounding_box()
+        page.touchscreen.tap(box["x"] + 0.5 * box["width"], box["y"] + box["height"] / 2)
+        page.wait_for_function("([area, old]) => book.pixels(area) != old", arg=[area, before], timeout=30_000)
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        page.evaluate("() => document.querySelector('img.widget-image').scrollIntoView({block: 'end'})")
+        page.screenshot(path=SCREENSHOTS / "playground_phone.png")
+
+
+def test_a_static_notebook_on_a_phone(browser, tmp_path):
+    """What `jupyter nbconvert --to html`, and hosts that work like it, make of a committed notebook."""
+    body, _ = pytest.importorskip("nbconvert").HTMLExporter().from_filename(str(lab.NOTEBOOKS[5]))
+    (tmp_path / "page.html").write_text(body, encoding="utf-8")
+    with lab.phone(browser, (tmp_path / "page.html").as_uri()) as page:
+        assert not lab.misfits(page)
+        natural = page.evaluate(
+            "() => [...document.images].map(i => [i.naturalWidth, i.getBoundingClientRect().width])"
+        )
+        assert natural and all(width > 390 and 300 < shown < 390 for width, shown in natural), natural

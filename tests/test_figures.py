@@ -1,6 +1,9 @@
 """Section 12: figures in one window, sliders without a front end."""
 
 import io
+import itertools
+import json
+import re
 from pathlib import Path
 
 import matplotlib
@@ -170,3 +173,64 @@ def test_tables_are_text_and_html(monkeypatch):
     assert "0.5&nbsp;[0.4,&nbsp;0.6]" in page and '<span style="white-space: nowrap">--seed</span> 1' in page
     assert text.splitlines() == ["Two & two", "flag      figure", "--seed 1  0.5 [0.4, 0.6]", "<b>       1"]
     assert seen[1]["text/plain"] == ""
+
+
+# Maps from dark to light in even steps; one that does not, or that rests on red against green, hides what it shows.
+COLOUR_MAPS = {"gray", "viridis", "cividis", "magma", "inferno", "plasma"}
+
+
+def sources():
+    """(name, code) of everything that draws."""
+    yield from ((path.name, path.read_text(encoding="utf-8")) for path in mri.ROOT.glob("*.py"))
+    for path in sorted((mri.ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        yield path.name, "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+def test_colour_maps_and_literal_colours():
+    """Only maps of the list; the only colours named are black, white, greys and places in the cycle of curves."""
+    maps, colours = set(), set()
+    for name, code in sources():
+        maps |= {(name, found) for found in re.findall(r"""cmap(?::\s*str)?\s*=\s*["'](\w+)""", code)}
+        pattern = r"""["']?\b(?:color|colour|c|facecolor|edgecolor)["']?\s*[=:]\s*["']([^"']+)"""
+        colours |= {(name, found) for found in re.findall(pattern, code)}
+        assert not re.search(r"set_cmap|get_cmap|plt\.cm\b|colormaps\b|\bcm\.", code), f"{name}: a map by another way"
+        assert not re.search(r"""["'][bgrcmy][-.:os^]+["']""", code), f"{name}: a colour in a format of plot"
+    assert {found for _, found in maps} <= COLOUR_MAPS and len(maps) > 2, maps
+    assert matplotlib.rcParams["image.cmap"] in COLOUR_MAPS
+    for name, found in colours - {(name, f"C{i}") for name, _ in colours for i in range(len(mri.COLOURS))}:
+        red, green, blue = matplotlib.colors.to_rgb(found)
+        assert red == green == blue, f"{name}: {found}"
+
+
+# What a reader without one kind of cone sees, in linear RGB: Machado et al. 2009, doi 10.1109/TVCG.2009.113, severity 1
+VISION = {
+    "all three cones": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+}
+
+
+def seen(colour, matrix):
+    """CIE Lab of a colour seen through a VISION matrix (D65)."""
+    rgb = np.array(matplotlib.colors.to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    xyz = to_xyz @ np.clip(np.array(matrix) @ linear, 0, 1) / [0.95047, 1, 1.08883]
+    x, y, z = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def nearest(colours, matrix):
+    """The smallest distance between two of the colours, in Lab (two just tell apart at 2.3)."""
+    places = [seen(colour, matrix) for colour in colours]
+    return min(np.linalg.norm(a - b) for a, b in itertools.combinations(places, 2))
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_curves_differ_for_colour_blind_readers(vision):
+    assert matplotlib.rcParams["axes.prop_cycle"].by_key()["color"] == list(mri.COLOURS)
+    assert nearest(mri.COLOURS, VISION[vision]) > 20
+    assert nearest([*mri.COLOURS, "white"], VISION[vision]) > 20  # the page
+    if vision == "protanopia":  # why the cycle is not matplotlib's own
+        assert nearest(["tab:orange", "tab:green"], VISION[vision]) < 5

@@ -66,9 +66,14 @@ def peak():
     text = open("/proc/self/status").read()
     return int(text.split("VmHWM:")[1].split()[0]) / 1024
 
-readers = {"volume": volume, "images": images, "checkpoint": checkpoint}
+def cine(path):
+    for opened in mri.read_cine(path)[:4]:
+        assert opened.kspace(0).shape == opened.shape[1:] and opened.target(0).shape == opened.shape[1:]
+        assert opened.target_size == opened.shape[2:] and opened.maximum > 0 and all(opened.fingerprints())
+
+readers = {"volume": volume, "images": images, "checkpoint": checkpoint, "cine": cine}
 for good in sys.argv[2:]:  # what is loaded on first use is no fault of a file
-    readers["volume" if good.endswith(".h5") else "checkpoint" if good.endswith(".pt") else "images"](good)
+    readers[{"h5": "volume", "pt": "checkpoint", "npz": "cine"}.get(good.rpartition(".")[2], "images")](good)
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 limit = size + int(sys.argv[1]) * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -626,9 +631,177 @@ def pictures(folder):
     yield folder / "nowhere", "images", "bad"
 
 
+def good_cine(path, save=np.savez, **changes):
+    """Three sequences of two frames; changes are arrays by key, None leaves one out."""
+    random = np.random.default_rng(0)
+    film = (random.normal(size=(3, 2, 16, 10)) + 1j * random.normal(size=(3, 2, 16, 10))).astype(np.complex64)
+    arrays = {"dataset": film, "simulated": np.array(True)} | changes
+    with open(path, "wb") as file:
+        save(file, **{key: value for key, value in arrays.items() if value is not None})
+    return path
+
+
+def cines(folder):
+    rows = np.arange(3 * 2 * 16 * 10).reshape(3, 2, 16, 10) + 1.0
+    film, packed = good_cine(folder / "film.npz"), good_cine(folder / "packed.npz", save=np.savez_compressed)
+    (folder / "a folder").mkdir()
+    good_cine(folder / "a folder" / "cine.npz")
+    for path in (film, packed, folder / "a folder"):
+        yield path, "cine", "good"
+    for kind in (np.float16, np.float64, ">f4", ">c16", np.uint16, np.int64, np.clongdouble):
+        yield good_cine(folder / f"{np.dtype(kind).name}.npz", dataset=rows.astype(kind)), "cine", "good"
+    yield good_cine(folder / "fortran.npz", dataset=np.asfortranarray(rows)), "cine", "good"
+    for whole in (film, packed):
+        content, random = whole.read_bytes(), np.random.default_rng(3)
+        for place in np.linspace(0, len(content) - 1, 20).astype(int):
+            (folder / f"{whole.stem}_cut_{place}.npz").write_bytes(content[:place])
+            yield folder / f"{whole.stem}_cut_{place}.npz", "cine", "bad"
+        for number in range(30):
+            broken = np.frombuffer(content, np.uint8).copy()
+            # two thirds of them where the names, sizes and the array's header are
+            places = random.integers(-400 if number % 3 else 0, 200 if number % 3 else len(content), 2 ** (number % 6))
+            broken[places] = random.integers(0, 256, len(places))
+            (folder / f"{whole.stem}_changed_{number}.npz").write_bytes(broken.tobytes())
+            yield folder / f"{whole.stem}_changed_{number}.npz", "cine", "any"
+    exploit = np.array([[[[Exploit(folder / "executed")]]]], dtype=object)
+    wrong = {
+        "objects": exploit, "text": rows.astype("S8"), "unicode": rows.astype("U8"), "bool": rows > 9,
+        "void": rows.astype("V8"), "dates": rows.astype("i8").astype("M8[s]"),
+        "fields": rows.astype([("real", "f4"), ("imag", "f4")]), "scalar": np.array(1.0),
+        "image": rows[0, 0], "sequence": rows[0], "five": rows[None], "none": rows[:0], "no_rows": rows[:, :, :0],
+        "nan": rows * np.nan, "inf": np.where(rows == 5, np.inf, rows), "zeros": rows * 0, "overflow": rows * 1e200,
+        "zero_later": rows * np.array([1, 1, 0])[:, None, None, None], "missing": None,
+    }  # fmt: skip
+    for name, array in wrong.items():
+        yield good_cine(folder / f"wrong_{name}.npz", dataset=array), "cine", "bad"
+    yield good_cine(folder / "object_beside.npz", simulated=exploit), "cine", "good"  # its name is all that counts
+    names = ("array.npy", "matlab.mat", "hdf5.h5", "pickle.npz", "empty.npz", "text.npz")
+    others = {name: io.BytesIO() for name in names}
+    scan = good_file(folder / "scan.h5").read_bytes()
+    np.save(others["array.npy"], rows)
+    others["matlab.mat"].write(b"MATLAB 7.3 MAT-file".ljust(512) + scan)
+    others["hdf5.h5"].write(scan)
+    others["pickle.npz"].write(pickle.dumps(Exploit(folder / "executed")))
+    others["text.npz"].write(b"PK\x03\x04 no archive")
+    for name, buffer in others.items():
+        (folder / name).write_bytes(buffer.getvalue())
+        yield folder / name, "cine", "bad"
+    os.mkfifo(folder / "pipe.npz")
+    (folder / "loop.npz").symlink_to("loop.npz")
+    (folder / "zero.npz").symlink_to("/dev/zero")
+    for name in ("pipe.npz", "loop.npz", "zero.npz", "nowhere.npz", "long" * 100 + ".npz", "nul\0.npz"):
+        yield Path(f"{folder}/{name}"), "cine", "bad"
+    for name in ("new\nline", "\x1b[31mred", "脑部", "-rf", "$HOME"):
+        yield good_cine(folder / f"{name}.npz"), "cine", "good"
+        (folder / f"{name} broken.npz").write_bytes(b"")
+        yield folder / f"{name} broken.npz", "cine", "bad"
+
+
+def archive(path, members, kind=zipfile.ZIP_DEFLATED):
+    """A zip file of (name, bytes or pieces of bytes), whatever the names are."""
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", kind, compresslevel=1) as file:
+        warnings.simplefilter("ignore")  # of two members with one name
+        for name, content in members:
+            with file.open(name, "w", force_zip64=True) as member:
+                for piece in [content] if isinstance(content, bytes) else content:
+                    member.write(piece)
+    return path
+
+
+def npy(header, body=bytes(64), version=1):
+    """An array as numpy stores it, under any header."""
+    text = header if isinstance(header, bytes) else header.encode()
+    return b"\x93NUMPY" + bytes([version, 0]) + len(text).to_bytes(2 if version == 1 else 4, "little") + text + body
+
+
+def described(shape, kind="<f4", order=False):
+    return f"{{'descr': {kind!r}, 'fortran_order': {order}, 'shape': {shape}, }}\n"
+
+
+def grown(path, size):
+    """Give the only member of an uncompressed archive `size` zeros more, as a hole in the file."""
+    content = path.read_bytes()
+    place = content.index(b"PK\1\2")
+    directory, end = bytearray(content[place:]), content.index(b"PK\5\6") - place
+    total = int.from_bytes(directory[20:24], "little") + size
+    directory[20:28] = total.to_bytes(4, "little") * 2
+    directory[end + 16 : end + 20] = (place + size).to_bytes(4, "little")
+    with open(path, "wb") as file:
+        file.write(content[:place])
+        file.seek(place + size)
+        file.write(directory)
+    return path
+
+
+def cine_headers(folder):
+    """What numpy itself would never write: headers that lie or do not parse, bombs, odd archives."""
+    body, small = np.ones(16, "<f4").tobytes(), (1, 1, 4, 4)
+    plain = npy(described(small), body)
+    for version in range(6):
+        expected = "good" if version in (1, 2, 3) else "bad"
+        path = archive(folder / f"version_{version}.npz", [("dataset.npy", npy(described(small), body, version))])
+        yield path, "cine", expected
+    headers = {
+        "empty": "", "words": "an array", "open": "{'descr': '<f4', 'shape': (1,", "brackets": "(" * 9000,
+        "signs": "-" * 9000, "signed": "-" * 9000 + "1", "quotes": "'''", "list": "[1, 2]", "latin": b"\xff\xfe{}",
+        "call": "__import__('os').system('touch executed')", "keys": "{'descr': '<f4'}", "zeros": bytes(100),
+        "no_shape": described("'many'"), "float_shape": described((1.0, 1, 4, 4)), "order": described(small, order="1"),
+        "number": described(small, 4), "kind": described(small, "<f5"), "object": described(small, "|O"),
+        "fields": described(small, "f4," * 3000), "long_text": described(small, "S2000000000"),
+        "long": described(small) + " " * 60_000, "years": described(small, "M8[99999999999Y]"),
+        "tabs": "if 1:\n\t1\n        2", "unclosed": "{'descr': \"\"\"", "nul": "{'descr': '\0'}",
+        "deep": "{'descr': " + "[" * 150 + "]" * 150 + ", 'fortran_order': False, 'shape': (1, 1, 4, 4)}",
+        "added": "1" + "+1" * 4000, "digits": described("9" * 5000), "blank": " " * 9000,
+    }  # fmt: skip
+    for name, header in headers.items():
+        yield archive(folder / f"header_{name}.npz", [("dataset.npy", npy(header))]), "cine", "bad"
+    lies = {
+        "huge": npy(" " * 2**24, version=2),
+        "declared": b"\x93NUMPY\2\0\xff\xff\xff\xff{",
+        "none": b"",
+        "cut": plain[:8],
+    }
+    shapes = [(-1, -1, 4, 4), (10**12, 1, 4, 4), (2**31,) * 4, (1, 1, 4, 5), (1, 1, 4, 3), (10**30, 1, 1, 1)]
+    for number, shape in enumerate(shapes):
+        lies |= {f"{number}_{order}": npy(described(shape, order=order)) for order in (False, True)}
+    for name, content in lies.items():
+        for kind in (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED):
+            yield archive(folder / f"lie_{name}_{kind}.npz", [("dataset.npy", content)], kind), "cine", "bad"
+    zeros = bytes(2**20)
+    bombs = {"bomb": (2**29, 8), "bzip_bomb": (2**24, 12), "lzma_bomb": (2**24, 14)}
+    bombs |= {"just_read": (2**28 - 2**20, 8)}  # and found empty
+    for name, (size, kind) in bombs.items():
+        pieces = [npy(described((size // 2**18, 1, 256, 256)), b""), *[zeros] * (size // 2**20)]
+        yield archive(folder / f"{name}.npz", [("dataset.npy", pieces)], kind), "cine", "bad"
+    # all that is declared is there, as a hole that takes no room on the disk
+    for name, shape in {"many": (2**25, 1, 1, 1), "large": (1, 1, 2**13, 2**13), "film": (1, 2**25, 1, 1)}.items():
+        path = archive(folder / f"sparse_{name}.npz", [("dataset.npy", npy(described(shape, "|i1"), b""))], 0)
+        yield grown(path, int(np.prod(shape))), "cine", "bad"
+    for number, name in enumerate(
+        ["../dataset.npy", "/dataset.npy", "dataset", "DATASET.npy", "x/dataset.npy", "dataset.npy/"]
+    ):
+        members = [(name, plain), ("../executed", b"x"), ("/executed", b"x")]
+        yield archive(folder / f"escape_{number}.npz", members), "cine", "bad"
+    beside = [("../executed", b"x"), ("dataset.npy", plain)]
+    yield archive(folder / "escape_beside.npz", beside), "cine", "good"  # nothing is unpacked into files
+    yield archive(folder / "twice.npz", [("dataset.npy", plain), ("dataset.npy", b"junk")]), "cine", "bad"
+    many = [*((f"{i}.npy", b"") for i in range(60_000)), ("dataset.npy", plain)]
+    yield archive(folder / "many_members.npz", many), "cine", "any"
+    inner = archive(folder / "inner.npz", [("dataset.npy", plain)]).read_bytes()
+    yield archive(folder / "nested.npz", [("dataset.npy", inner)]), "cine", "bad"
+    flags = {"encrypted": (8, 6, 1), **{f"method_{number}": (10, 8, number) for number in (1, 9, 93, 99)}}
+    for name, (central, local, value) in flags.items():
+        changed = bytearray(inner)
+        changed[inner.index(b"PK\1\2") + central] = changed[inner.index(b"PK\3\4") + local] = value
+        (folder / f"{name}.npz").write_bytes(changed)
+        yield folder / f"{name}.npz", "cine", "bad"
+    (folder / "behind.npz").write_bytes(b"#!/bin/sh\ntouch executed\n" + inner)  # zip files are read from their end
+    yield folder / "behind.npz", "cine", "any"
+
+
 FAMILIES = (
     truncated, changed_bytes, odd_types, odd_shapes, links, filters, headers, other_formats, odd_content, odd_names,
-    checkpoints, dicoms, pictures,
+    checkpoints, dicoms, pictures, cines, cine_headers,
 )  # fmt: skip
 
 
@@ -639,6 +812,7 @@ FAMILIES = (
 def worker(tmp_path_factory):
     folder = tmp_path_factory.mktemp("good")
     good = [good_file(folder / "good.h5"), good_checkpoint(folder / "good.pt"), good_dicom(folder / "images")]
+    good += [good_cine(folder / "good.npz"), good_cine(folder / "packed.npz", save=np.savez_compressed)]
     Image.new("L", (16, 16), 3).save(folder / "images" / "flat.png")
     worker = Worker(good)
     yield worker

@@ -71,6 +71,21 @@ def assert_opens_offline(page):
     assert not re.search(r"https?:", re.sub(r"base64,[^\"]*", "", page))
 
 
+def test_report_on_a_phone(run):
+    """Pictures shrink to the width, tables scroll in their own box, no small print."""
+    if not shutil.which("chromium"):
+        pytest.skip("no chromium: apt-get install chromium")
+    pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    import lab
+
+    with lab.browser() as browser, lab.phone(browser, (run.folder / "report.html").as_uri()) as page:
+        assert page.evaluate("() => document.images.length") == 8 and not lab.misfits(page)
+        page.add_style_tag(content=".output_html { overflow: visible } img { max-width: none } th { font-size: 9px }")
+        found = "; ".join(lab.misfits(page))
+        for fault in ("the page is", "cut table", "wide picture", "text of 9px"):
+            assert fault in found, f"{fault}: this would go unnoticed"
+
+
 def test_report_is_one_file(run):
     assert_opens_offline(run.page)
     assert len(run.page) < 5e6

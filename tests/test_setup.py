@@ -43,7 +43,13 @@ def test_requirements():
     names = [re.split(r"[=<>~ ]", line)[0] for line in lines if line and not line.startswith(("#", "-"))]
     assert "torch==2.13.0" in lines and "-e ." in lines and len(set(names)) == len(names)
     assert "dependencies" not in (mri.ROOT / "pyproject.toml").read_text()  # no second list
-    known = {"skimage": "scikit-image", "yaml": "pyyaml", "PIL": "matplotlib", "IPython": "ipywidgets"}
+    known = {
+        "skimage": "scikit-image",
+        "yaml": "pyyaml",
+        "PIL": "matplotlib",
+        "cycler": "matplotlib",
+        "IPython": "ipywidgets",
+    }
     known |= {"nbformat": "nbconvert", "nbclient": "nbconvert"}  # on the right: what brings them along
     # an oracle that make test installs; a log, and weights for a perceptual loss, for those who have them
     optional = ("fastmri", "tensorboard", "torchvision")
