@@ -3544,10 +3544,10 @@ class Unrolled(nn.Module):
         consistency: hard puts the measured samples back; soft moves towards them by a learned step, one
             per cascade; none leaves them to the network.
         shared: all cascades have the same weights.
-        features, levels, stages, dropout: of the inner network, those that it has; 0 or "" for its own.
         start: of a sequence, zero_filled or view_sharing: what the first change is added to. The first network sees
             the zero-filled frames in either case.
         frames: of a sequence that are reconstructed together; longer and shorter ones go through in_windows. 0: all.
+        settings: features, levels, stages, dropout of the inner network, those that it has; 0 or "" for its own.
     """
 
     def __init__(
@@ -3556,19 +3556,17 @@ class Unrolled(nn.Module):
         cascades: int = 1,
         consistency: str = "hard",
         shared: bool = False,
-        features: int = 0,
-        levels: int = 0,
-        stages: str = "",
-        dropout: float = 0.0,
         start: str = "zero_filled",
         frames: int = 0,
+        **settings: Any,
     ) -> None:
         super().__init__()
         choose({"hard": None, "soft": None, "none": None}, consistency, "consistency")
         choose({"zero_filled": None, "view_sharing": None}, start, "start")
         self.cascades, self.consistency, self.start, self.frames = cascades, consistency, start, frames
-        settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout, "frames": frames}
-        self.networks = nn.ModuleList(_inner(inner, 2, 2, **settings) for _ in range(1 if shared else cascades))
+        self.networks = nn.ModuleList(
+            _inner(inner, 2, 2, frames=frames, **settings) for _ in range(1 if shared else cascades)
+        )
         if consistency == "soft":
             self.step = nn.Parameter(torch.full((cascades,), 2.0))  # sigmoid(2) = 0.88
 
@@ -3624,24 +3622,14 @@ class VariationalNetwork(Unrolled):
     saves cascades.
 
     Args: see Unrolled.
-        map_features: channels of the U-Net for the maps after its first convolution.
     """
 
     def __init__(
-        self,
-        inner: str = "unet",
-        cascades: int = 4,
-        consistency: str = "soft",
-        shared: bool = False,
-        features: int = 0,
-        levels: int = 0,
-        stages: str = "",
-        dropout: float = 0.0,
-        map_features: int = 4,
+        self, inner: str = "unet", cascades: int = 4, consistency: str = "soft", shared: bool = False, **settings: Any
     ) -> None:
-        super().__init__(inner, cascades, consistency, shared, features, levels, stages, dropout)
+        super().__init__(inner, cascades, consistency, shared, **settings)
         self.start_weight = nn.Parameter(torch.tensor(0.01).log())
-        self.map_network = _inner("unet", 2, 2, features=map_features, levels=3)
+        self.map_network = _inner("unet", 2, 2, features=4, levels=3)
 
     def maps(self, kspace: Tensor, mask: Tensor) -> Tensor:
         """Sensitivities (batch, coils, H, W) complex, with root-sum-of-squares 1, from the calibration lines."""
@@ -3676,11 +3664,9 @@ class KSpaceNetwork(nn.Module):
     Args: see Unrolled.
     """
 
-    def __init__(
-        self, inner: str = "unet", features: int = 0, levels: int = 0, stages: str = "", dropout: float = 0.0
-    ) -> None:
+    def __init__(self, inner: str = "unet", **settings: Any) -> None:
         super().__init__()
-        self.network = _inner(inner, 6, 2, features=features, levels=levels, stages=stages, dropout=dropout)
+        self.network = _inner(inner, 6, 2, **settings)
 
     def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
         """(batch, H, W) complex k-space -> (batch, h, w) complex image; see Unrolled.forward."""
@@ -3712,23 +3698,13 @@ class MagnitudeNetwork(nn.Module):
     Args:
         inner: one of INNER_NETWORKS.
         residual: the network predicts what to add to its input.
-        features, levels, stages, dropout, upscale_factor: of the inner network; see Unrolled.
+        upscale_factor, settings: of the inner network; see Unrolled.
     """
 
-    def __init__(
-        self,
-        inner: str = "unet",
-        residual: bool = False,
-        features: int = 0,
-        levels: int = 0,
-        stages: str = "",
-        dropout: float = 0.0,
-        upscale_factor: int = 0,
-    ) -> None:
+    def __init__(self, inner: str = "unet", residual: bool = False, upscale_factor: int = 0, **settings: Any) -> None:
         super().__init__()
         self.residual = residual
-        settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout}
-        self.network = _inner(inner, 1, 1, **settings, upscale_factor=upscale_factor)
+        self.network = _inner(inner, 1, 1, upscale_factor=upscale_factor, **settings)
 
     def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
         """(batch, [coils,] H, W) complex k-space -> (batch, h, w) real magnitude; the mask is not used."""
@@ -3754,18 +3730,9 @@ class KSpaceSR(nn.Module):
 
     BINS = 32  # of the template from the centre to the middle of an edge; it goes on to the corners
 
-    def __init__(
-        self,
-        inner: str = "unet",
-        features: int = 0,
-        levels: int = 0,
-        stages: str = "",
-        dropout: float = 0.0,
-        upscale_factor: int = 0,
-    ) -> None:
+    def __init__(self, inner: str = "unet", upscale_factor: int = 0, **settings: Any) -> None:
         super().__init__()
-        settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout}
-        self.network = _inner(inner, 4, 2, **settings, upscale_factor=upscale_factor)
+        self.network = _inner(inner, 4, 2, upscale_factor=upscale_factor, **settings)
         self.template: Tensor
         self.register_buffer("template", torch.zeros(3 * self.BINS // 2 + 1))  # logarithms
 
@@ -3802,7 +3769,7 @@ class KSpaceSR(nn.Module):
 
 SRRESNET = partial(MagnitudeNetwork, inner="srresnet", residual=True, features=32, stages="6x2", upscale_factor=2)
 # What --model accepts: a network with the settings that are its own where train.py's are 0 or empty.
-MODELS: dict[str, Callable[..., nn.Module]] = {
+MODELS: dict[str, partial] = {
     "unet": partial(Unrolled, inner="unet", features=16, levels=4),
     "magnitude_unet": partial(MagnitudeNetwork, inner="unet", features=16, levels=4),
     "resnet": partial(MagnitudeNetwork, inner="resnet", residual=True, features=64, stages="8x2 4x3"),
@@ -3838,12 +3805,14 @@ def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         BadInput: an unknown model; a setting that the model or its inner network does not have.
     """
     name = settings["model"]
-    own = _defaults(choose(MODELS, name, "model"))
-    inner = _defaults(choose(INNER_NETWORKS, settings.get("inner") or own["inner"], "inner network"))
+    model = choose(MODELS, name, "model")
+    takes = _defaults(model)
+    inner = _defaults(choose(INNER_NETWORKS, settings.get("inner") or takes["inner"], "inner network"))
+    own = takes | model.keywords
     result = {}
     for key in MODEL_SETTINGS:
-        if key in own and (key in inner or key not in ("levels", "stages", "dropout")):
-            result[key] = settings.get(key) or own[key] or inner.get(key, own[key])
+        if key in takes or (key in inner and key not in ("upscale_factor", "frames")):
+            result[key] = settings.get(key) or own.get(key) or inner.get(key, own.get(key))
         elif settings.get(key) and key != "upscale_factor":  # that is the task's too
             raise BadInput(f"model {name!r} has no {key}: leave {key} out, or choose another model")
     return result
