@@ -124,7 +124,7 @@ def training(batch, repeats):
 
         def step():
             optimizer.zero_grad()
-            mri.l1_loss(mri.reconstruct(network, sample, precision), target).backward()
+            torch.nn.functional.l1_loss(mri.reconstruct(network, sample, precision), target).backward()
             optimizer.step()
 
         return step, torch.inference_mode()(lambda: mri.reconstruct(network, sample, precision))
