@@ -850,9 +850,7 @@ def _reading(path: Path, what: str) -> Iterator[None]:
 def _dataset(file: h5py.File, path: Path, key: str, kinds: str, expected: str) -> h5py.Dataset | None:
     """A data set of the file itself that can be read within the memory; None if there is none.
 
-    Args:
-        file: open.  path: its name, for messages.  key: the data set's name.
-        kinds: numpy's letters of the kinds of numbers that it may hold.  expected: the same in words.
+    `kinds` are numpy's letters of the kinds of numbers that it may hold, `expected` says the same in words.
     """
     link = file.get(key, getlink=True)
     if link is None:
@@ -1662,12 +1660,9 @@ def spin_echo_signal(t1: float, t2: float, pd: float, tr: float, te: float, ti: 
 def _atlas() -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The average anatomy that every simulated head is warped from (2 s once per process).
 
-    The ICBM-152 average of 152 adult heads (Fonov et al., NeuroImage 2011) ships inside nilearn: no
-    download. It has no skull, so `depth` says how far, in mm, a point lies outside the brain's hull.
-
-    Returns:
-        Cubic-spline coefficients of the maps grey, white (fractions 0..1), t1 (intensity 0..1) and depth
-        (mm), each (x, y, z) at 1 mm; and the index of the origin, the anterior commissure.
+    The ICBM-152 average of 152 adult heads (Fonov et al., NeuroImage 2011) ships inside nilearn: no download. Returns
+    cubic-spline coefficients of the maps grey, white (fractions 0..1), t1 (intensity 0..1) and depth (mm outside the
+    brain's hull, as it has no skull), each (x, y, z) at 1 mm; and the index of the origin, the anterior commissure.
     """
     from nilearn import datasets
     from scipy import ndimage
@@ -1691,15 +1686,11 @@ def _atlas() -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 
 def _smooth_field(rng: np.random.Generator, length: float, *axes: np.ndarray) -> np.ndarray:
-    """Gaussian random field of unit variance: random cosines up to a cut-off, one axis at a time.
+    """Gaussian random field of unit variance: random cosines up to a cut-off, one axis at a time; float32.
 
-    Args:
-        rng: source of the random coefficients.
-        length: smoothness in mm (standard deviation of the Gaussian kernel that it is equal to).
-        axes: coordinates in mm along each axis of the result, within +-200.
-    Returns:
-        float32 array with one axis per argument. It is a function of the coordinates, not of the grid:
-        a finer grid shows the same field.
+    `length` is its smoothness in mm, the standard deviation of an equal Gaussian kernel; `axes` are the coordinates in
+    mm along each axis of the result, within +-200. It is a function of these, not of the grid: a finer grid shows the
+    same field.
     """
     box = 400.0
     k = np.arange(int(2.5 * box / (np.pi * length)) + 2)
@@ -1736,12 +1727,9 @@ def _tissue_fractions(
 ) -> dict[str, np.ndarray]:
     """One individual head: the share of every tissue at every point, summing to at most one (air: zero).
 
-    Args:
-        stream: name -> random generator, one per purpose.
-        z, rows, columns: coordinates in mm of the slices, of the rows (anterior first) and of the columns.
-        scale: (3,) size of this head relative to the average, along x, y, z.
-    Returns:
-        tissue name -> float32 (slices, rows, columns); see TISSUES. No lesions yet.
+    stream(name) is the random generator of one purpose; z, rows (anterior first) and columns are coordinates in mm;
+    scale (3,) is the size of this head relative to the average, along x, y, z. Returns tissue name -> float32
+    (slices, rows, columns); see TISSUES. No lesions yet.
     """
     from scipy import ndimage
     from scipy.spatial.transform import Rotation
@@ -2695,14 +2683,9 @@ def low_resolution(kspace: Tensor, mask: Tensor, rows: int = 24) -> Tensor:
 
 
 def _dominant(matrices: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The eigenvector of the largest eigenvalue at each pixel, as maps.
+    """Maps (coils, H, W): eigenvectors of the largest eigenvalues (H, W) of Hermitian matrices (coils, coils, H, W).
 
-    Args:
-        matrices: (coils, coils, H, W) Hermitian.
-        images: (coils, H, W) low-resolution coil images: the phase of an eigenvector is free, here it is chosen
-            so that the strongest virtual coil is real.
-    Returns:
-        maps (coils, H, W) complex, root-sum-of-squares 1; eigenvalues (H, W).
+    The phase of an eigenvector is free: the strongest virtual coil of the low-resolution images (coils, H, W) is real.
     """
     values, vectors = torch.linalg.eigh(matrices.movedim((0, 1), (-2, -1)))
     maps = vectors[..., -1].movedim(-1, 0)
