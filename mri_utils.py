@@ -2483,6 +2483,13 @@ def _conjugate_gradients(normal: Callable[[Tensor], Tensor], right: Tensor, x: T
     return x
 
 
+def _distances(window: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """From each to each of a window's n samples, as an index into a flattened, periodic array of `sizes`: (n, n)."""
+    samples = torch.cartesian_prod(*map(torch.arange, window))
+    rows, columns = (samples[:, None] - samples).unbind(-1)
+    return rows % sizes[0] * sizes[1] + columns % sizes[1]
+
+
 def low_rank(
     kspace: Tensor, mask: Tensor, weight: float = 0.001, iterations: int = 8, window: int = 15, floor: float = 0.002
 ) -> Tensor:
@@ -2510,10 +2517,7 @@ def low_rank(
     image = ifft2c(measured)
     # G depends on the distance of two samples of the window only: it is read off Fourier transforms.
     height, width = sizes = kspace.shape[-2:]
-    samples = torch.cartesian_prod(*(torch.arange(min(window, n), device=kspace.device) for n in sizes))
-    rows, columns = (samples[:, None] - samples).unbind(-1)
-    distance = rows % height * width + columns % width
-    least = None
+    distance, least = _distances([min(window, n) for n in sizes], sizes).to(kspace.device), None
     for _ in range(iterations):
         products = _parts(image)[:, None] * _parts(image)  # real and imaginary part, times either
         gram = torch.fft.fft2(products.sum(2)).flatten(-2)[..., distance].movedim((0, 1), (-4, -2))
@@ -2735,9 +2739,7 @@ def espirit_maps(kspace: Tensor, mask: Tensor, kernel: int = 6, threshold: float
     vectors = vectors[values > threshold * values[0]]
     projection = (vectors.mT @ vectors.conj()).unflatten(0, (coils, -1)).unflatten(-1, (coils, -1))
     # The projection depends on the distance of two samples only: as in low_rank.
-    samples = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(kspace.device)
-    rows, columns = (samples[:, None] - samples).unbind(-1)
-    distance = rows % sizes[0] * sizes[1] + columns % sizes[1]
+    distance = _distances((height, width), sizes).to(kspace.device)
     filters = kspace.new_zeros((coils, coils, sizes[0] * sizes[1]))
     filters.index_add_(-1, distance.flatten(), projection.movedim(2, 1).flatten(-2))
     images = torch.fft.ifft2(filters.unflatten(-1, sizes), norm="forward") / (height * width)
@@ -3380,6 +3382,12 @@ def as_complex(channels: Tensor) -> Tensor:
     return torch.view_as_complex(channels.float().movedim(1, -1).contiguous())
 
 
+def _squared_frequency(kspace: Tensor) -> Tensor:
+    """Squared distance of each sample from the centre of k-space, an edge being 1/2 away: (H, W)."""
+    rows, columns = (torch.arange(n, device=kspace.device) / n - (n // 2) / n for n in kspace.shape[-2:])
+    return rows[:, None] ** 2 + columns**2
+
+
 def smooth_phase(kspace: Tensor) -> Tensor:
     """The slowly varying phase of the image, from the centre of k-space: (..., H, W) -> unit complex.
 
@@ -3387,8 +3395,7 @@ def smooth_phase(kspace: Tensor) -> Tensor:
     first step of homodyne reconstruction: Noll, Nishimura and Macovski 1991, IEEE TMI 10(2)). With it
     removed, the image is almost real, and a network need not learn the same anatomy at every phase.
     """
-    rows, columns = (torch.arange(n, device=kspace.device) / n - (n // 2) / n for n in kspace.shape[-2:])
-    window = torch.exp(-0.5 * (rows[:, None] ** 2 + columns**2) / 0.02**2)  # 2 % of either axis
+    window = torch.exp(-0.5 * _squared_frequency(kspace) / 0.02**2)  # 2 % of either axis
     low = ifft2c(kspace * window)
     return torch.polar(torch.ones_like(low.real), low.angle())  # 1 where low is 0
 
@@ -3561,8 +3568,7 @@ class KSpaceNetwork(nn.Module):
         """(batch, H, W) complex k-space -> (batch, h, w) complex image; see Unrolled.forward."""
         phase = smooth_phase(kspace)
         spectrum = fft2c(ifft2c(kspace) * phase.conj())
-        rows, columns = (torch.arange(n, device=kspace.device) / n - (n // 2) / n for n in kspace.shape[-2:])
-        template = 1 / (1 + (rows[:, None] ** 2 + columns**2) / 0.02**2)
+        template = 1 / (1 + _squared_frequency(kspace) / 0.02**2)
         template = template * (spectrum / template).abs().square().mean((-2, -1), keepdim=True).sqrt()
         known = mask.expand(kspace.shape)
 
@@ -3625,8 +3631,7 @@ class KSpaceSR(nn.Module):
 
     def _bins(self, kspace: Tensor) -> Tensor:
         """Where each sample of a k-space lies in the template: (H, W) float."""
-        rows, columns = (torch.arange(n, device=kspace.device) / (n / 2) - n // 2 / (n / 2) for n in kspace.shape[-2:])
-        return self.BINS * (rows[:, None] ** 2 + columns**2).sqrt()
+        return 2 * self.BINS * _squared_frequency(kspace).sqrt()
 
     def learn_template(self, dataset: Any, slices: int = 32) -> None:
         """Take the mean magnitude of fully sampled k-space, by distance from the centre, from a SliceDataset."""
