@@ -312,43 +312,47 @@ def test_combinations_of_a_sweep(tmp_path, monkeypatch):
 # --- scoreboard -------------------------------------------------------------------------------------
 
 
-def test_scoreboard_has_every_system_and_fills_a_row_from_its_run(tiny, tmp_path):
-    words = ["--mask", "grappa", "--acceleration", "8", "--center-fraction", "0.05"]
-    done = start(mri.ROOT / "train.py", "--data", tiny, *SMALL, *words, "--out", tmp_path / "challenge")
+@pytest.fixture(scope="module")
+def scoreboard(tiny, tmp_path_factory):
+    """The scoreboard of a folder with runs for two of its rows, and one that is the wrong run for its row."""
+    folder = tmp_path_factory.mktemp("scoreboard")
+    resnet = ["--model", "resnet", "--center-fraction", "0.08", "--features", "4", "--stages", "1x2"]
+    resnet += ["--epochs", "3", "--batch-size", "2", "--precision", "bfloat16"]  # as the scoreboard's row says
+    challenge = [*SMALL, "--mask", "grappa", "--acceleration", "8", "--center-fraction", "0.05"]
+    for name, words in {"challenge": challenge, "resnet_4x": resnet}.items():
+        done = start(mri.ROOT / "train.py", "--data", tiny, *words, "--out", folder / name)
+        assert done.returncode == 0, done.stderr
+    shutil.copytree(folder / "challenge", folder / "resnet_8x")
+    done = publish("scoreboard", "--runs", folder)
     assert done.returncode == 0, done.stderr
-    shutil.copytree(tmp_path / "challenge", tmp_path / "resnet_4x")  # the wrong run for its row
-    done = publish("scoreboard", "--runs", tmp_path)
-    assert done.returncode == 0, done.stderr
-    page = (tmp_path / "scoreboard.html").read_text(encoding="utf-8")
-    assert_opens_offline(page)
-    text = text_of(page)
+    page = (folder / "scoreboard.html").read_text(encoding="utf-8")
+    return SimpleNamespace(folder=folder, page=page, text=text_of(page))
+
+
+def test_scoreboard_has_every_system_and_fills_a_row_from_its_run(scoreboard):
+    assert_opens_offline(scoreboard.page)
+    text = scoreboard.text
     for system in ("fastMRI challenge", "ResNet", "CNN + GAN", "super-resolution", "dynamic cine"):
         assert system in text
     assert "python train.py --mask grappa --acceleration 8 --center-fraction 0.05 --out" in text
-    methods = json.loads((tmp_path / "challenge" / "metrics.json").read_text())["methods"]
+    methods = json.loads((scoreboard.folder / "challenge" / "metrics.json").read_text())["methods"]
     ssim = [methods[name]["ssim"]["mean"] for name in ("zero_filled", "unet")]
     assert text.count(f"SSIM {ssim[0]:.3f} to {ssim[1]:.3f}") == 2  # this row's convention is fastMRI's
-    assert "resnet_4x is another run: " in text or "resnet_4x cannot be the run of this command" in text
+    assert "resnet_8x is another run: " in text or "resnet_8x cannot be the run of this command" in text
     assert "not run yet" in text
 
 
-@pytest.mark.skipif("resnet" not in mri.MODELS, reason="train.py has no model resnet yet")
-def test_scoreboard_in_another_convention(tiny, tmp_path):
+def test_scoreboard_in_another_convention(scoreboard, tiny):
     """SSIM with each slice's maximum as its range, by scikit-image on the stored reconstructions."""
     metrics = pytest.importorskip("skimage.metrics")
-    words = ["--model", "resnet", "--center-fraction", "0.08", "--features", "4", "--stages", "1x2"]
-    words += ["--epochs", "3", "--batch-size", "2", "--precision", "bfloat16"]  # as the scoreboard's row says
-    done = start(mri.ROOT / "train.py", "--data", tiny, *words, "--out", tmp_path / "resnet_4x")
-    assert done.returncode == 0, done.stderr
     values = []
     for volume in mri.read_folder(tiny / "val"):
-        with h5py.File(tmp_path / "resnet_4x" / "reconstructions" / volume.path.name) as file:
+        with h5py.File(scoreboard.folder / "resnet_4x" / "reconstructions" / volume.path.name) as file:
             images = file["reconstruction"][()].astype(float)
         targets = [volume.target(s).double().numpy() for s in range(len(volume))]
         pairs = zip(targets, images)
         values.append(np.mean([metrics.structural_similarity(t, x, data_range=t.max()) for t, x in pairs]))
-    assert publish("scoreboard", "--runs", tmp_path).returncode == 0
-    assert f" to {np.mean(values):.3f} " in text_of((tmp_path / "scoreboard.html").read_text(encoding="utf-8"))
+    assert f" to {np.mean(values):.3f} " in scoreboard.text
 
 
 @pytest.mark.parametrize("name", ["report", "comparison", "scoreboard"])
