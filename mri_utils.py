@@ -3615,8 +3615,9 @@ class KSpaceSR(nn.Module):
     The measured k-space comes in twice: as it is, and divided by the mean magnitude of fully sampled k-space at the
     same distance from the centre, a template taken from the training set, so that no frequency outweighs the others.
     Convolutions over k-space are products in the image: they cannot reach beyond the block. So the network works on
-    the inverse transforms of both, an image and its edges, and the transform of what it returns is the new k-space.
-    Scale and smooth phase come and go as in Unrolled; the measured samples are put back.
+    the inverse transforms of both, an image and its edges, and the transform of what it returns is the new k-space
+    (times the template it would learn fine detail more slowly). Scale and smooth phase come and go as in Unrolled;
+    the measured samples are put back.
 
     Args: see Unrolled; upscale_factor is for an inner "srresnet", which is made for one factor.
     """
