@@ -3704,7 +3704,7 @@ def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     own = takes | model.keywords
     result = {}
     for key in MODEL_SETTINGS:
-        if key in takes or (key in inner and key not in ("upscale_factor", "frames")):
+        if key in takes or (key in inner and key not in ("upscale_factor", "frames")):  # which only some pass on
             result[key] = settings.get(key) or own.get(key) or inner.get(key, own.get(key))
         elif settings.get(key) and key != "upscale_factor":  # that is the task's too
             raise BadInput(f"model {name!r} has no {key}: leave {key} out, or choose another model")
