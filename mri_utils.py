@@ -253,21 +253,17 @@ def grappa_mask(width: int, center_fraction: float, undersampling: int, offset: 
     """Keep the centre of k-space and every `undersampling`-th line of the whole width.
 
     The lines of the regular grid that fall into the centre are not moved elsewhere, so
-    the true acceleration is smaller than `undersampling`: print effective_acceleration.
+    the true acceleration is smaller than `undersampling`: print effective_acceleration. Griswold 2002.
 
     Args:
         width: number of phase-encode lines, W.
         center_fraction: share of the lines, in (0, 1], that is kept without gaps around DC.
         undersampling: step of the regular grid, a whole number of at least 1.
         offset: index of the first line of the grid, from 0 to undersampling - 1.
-
     Returns:
         torch.bool, shape (W,).
-
     Raises:
         BadInput: a number is outside its range, or the centre would have no line at all.
-
-    Source: Griswold 2002.
     """
     _check_numbers(undersampling, center_fraction)
     if width < 1:
@@ -285,10 +281,8 @@ def effective_acceleration(mask: Tensor) -> float:
 
     Args:
         mask: bool (or 0/1) tensor of any shape; a (W,) mask counts lines, which is the same ratio.
-
     Returns:
         number of samples / number of kept samples, at least 1.
-
     Raises:
         BadInput: the mask keeps nothing.
     """
@@ -306,9 +300,9 @@ def sampling_mask(
     center_fraction: float,
     seed: int | str | tuple[int, ...] | None = None,
 ) -> Tensor:
-    """Draw a sampling mask of any kind in the tables MASKS and SEQUENCE_MASKS.
+    """Draw a sampling mask of any kind in the tables MASKS and SEQUENCE_MASKS, whose docstrings name the sources.
 
-    The kinds that exist in fastMRI return the same lines as fastMRI for the same seed.
+    The kinds that exist in fastMRI return the same lines as fastMRI for the same seed (Zbontar 2018).
     A file name as seed gives that file the same mask in every run, which is how fastMRI
     fixes its validation masks; None gives a new mask at every call, as in training.
 
@@ -322,41 +316,31 @@ def sampling_mask(
             lines for a 1-D kind, area (a block with the matrix's aspect) for a 2-D kind.
             radial, spiral and low_pass have a dense centre by their geometry and ignore it.
         seed: None, a whole number, a file name (without its folder) or a tuple of whole numbers.
-
     Returns:
         torch.bool, shape (W,) for a 1-D kind, (H, W) for a 2-D kind, (frames, 1, W) for a
         kind of SEQUENCE_MASKS: broadcasts to `shape`.
-
     Raises:
         BadInput: unknown kind, a number outside its range, or numbers that contradict
             each other; the message names the value and the mend.
-
-    Source: Zbontar 2018 for the seeds and the 1-D kinds; otherwise the docstring of the kind.
     """
     draw = choose(MASKS | SEQUENCE_MASKS, kind, "mask kind")
     shape = tuple(int(n) for n in shape)
     axes = 3 if kind in SEQUENCE_MASKS else 2 if kind in _KINDS_2D else 1
     if len(shape) < axes or min(shape) < 1:
-        raise BadInput(
-            f"shape {shape} does not fit the {axes}-D kind {kind!r}: "
-            f"give (..., {', '.join(('frames', 'H', 'W')[-axes:])}), every size at least 1"
-        )
+        names = ", ".join(("frames", "H", "W")[-axes:])
+        raise BadInput(f"shape {shape} does not fit the {axes}-D kind {kind!r}: give (..., {names}), each at least 1")
     _check_numbers(acceleration, center_fraction)
     try:
         rng = np.random.RandomState(tuple(map(ord, seed)) if isinstance(seed, str) else seed)
     except (TypeError, ValueError):
-        raise BadInput(
-            f"seed {seed!r} is unusable: give None, a whole number from 0 to 2**32 - 1, "
-            "a file name or a tuple of such numbers"
-        ) from None
+        raise BadInput(f"seed {seed!r}: give None, whole numbers from 0 to 2**32 - 1, or a file name") from None
     rng.randint(1)  # fastMRI first picks one of its (fraction, acceleration) pairs; here there is one
     mask = torch.from_numpy(draw(shape[-axes:], acceleration, center_fraction, rng))
     reached = effective_acceleration(mask)
     if kind in _KINDS_OWN_CENTER and not 0.75 < reached / acceleration < 1.33:
-        raise BadInput(
-            f"acceleration {acceleration} is impossible for {kind!r} on {shape[-2]} x {shape[-1]} "
-            f"samples: the nearest is {reached:.2f}; use that or a larger matrix"
-        )
+        size = f"{shape[-2]} x {shape[-1]} samples"
+        advice = f"the nearest is {reached:.2f}; use that or a larger matrix"
+        raise BadInput(f"acceleration {acceleration} is impossible for {kind!r} on {size}: {advice}")
     return mask
 
 
@@ -374,10 +358,8 @@ def _check_numbers(acceleration: float, center_fraction: float) -> None:
 def _whole_step(acceleration: float) -> int:
     """The acceleration as a step between lines; raises where it is not a whole number."""
     if acceleration != int(acceleration):
-        raise BadInput(
-            f"acceleration {acceleration} is no whole step between lines: use {int(acceleration)} or "
-            f"{int(acceleration) + 1}, or a kind without a fixed step such as 'equispaced_fraction'"
-        )
+        nearest = f"{int(acceleration)} or {int(acceleration) + 1}"
+        raise BadInput(f"acceleration {acceleration} is no whole step: use {nearest}, or kind 'equispaced_fraction'")
     return int(acceleration)
 
 
@@ -390,10 +372,8 @@ def _center(sizes: Shape, center_fraction: float, acceleration: float = 1) -> np
     mask[tuple(slice(pad, pad + n_low) for pad, n_low in zip(pads, low))] = True
     kept = int(mask.sum())
     if kept == 0:
-        raise BadInput(
-            f"center_fraction {center_fraction} keeps no sample of {' x '.join(map(str, sizes))}: "
-            f"use {math.ceil(1000 * min(sizes) ** -len(sizes)) / 1000:g} or more"
-        )
+        size, least = " x ".join(map(str, sizes)), math.ceil(1000 * min(sizes) ** -len(sizes)) / 1000
+        raise BadInput(f"center_fraction {center_fraction} keeps no sample of {size}: use {least:g} or more")
     if kept * acceleration > mask.size * (1 + 1e-9):
         largest = math.floor(100 * mask.size / kept) / 100  # rounded down, so that the advice works
         raise BadInput(
@@ -670,10 +650,8 @@ def matched_sampling(kind: str, effective: float, center_fraction: float) -> tup
         kind: a key of MASKS.
         effective: effective acceleration that is wanted, at least 1.
         center_fraction: share of k-space that is wanted as centre, below 1 / effective.
-
     Returns:
         (acceleration, center_fraction), to be passed to sampling_mask or train.py.
-
     Raises:
         BadInput: unknown kind, or numbers that no mask can have.
     """
@@ -698,16 +676,13 @@ def matched_sampling(kind: str, effective: float, center_fraction: float) -> tup
 
 
 def point_spread(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """|Point-spread function| of a mask: what zero filling makes of a single bright pixel in the middle.
+    """|Point-spread function| of a mask: what zero filling makes of one bright pixel in the middle (Lustig 2007).
 
     Args:
         mask: bool, broadcastable to size.
         size: (H, W) of the k-space.
-
     Returns:
         (H, W) float32, 1 at the peak [H // 2, W // 2].
-
-    Source: Lustig 2007.
     """
     spread = ifft2c(mask.expand(tuple(size)).to(torch.complex64)).abs()
     return spread / spread.max()
@@ -789,10 +764,8 @@ class Volume:
             target = torch.from_numpy(self._read(self.target_key, index, np.float32))
             low, high = target.aminmax()
             if not (torch.isfinite(low) and torch.isfinite(high)):
-                raise BadInput(
-                    f"{self.path}: slice {index} of {self.target_key} holds NaN or infinite values: "
-                    "repair or remove the file"
-                )
+                where = f"{self.path}: slice {index} of {self.target_key}"
+                raise BadInput(f"{where} holds NaN or infinite values: repair or remove the file")
             return target
         if self.mask is not None:
             raise BadInput(f"{self.path}: an undersampled test file has no target: score other files")
@@ -886,17 +859,13 @@ def _reading(path: Path, what: str) -> Iterator[None]:
         raise
     except (OSError, KeyError, RuntimeError, TypeError, ValueError, OverflowError, NotImplementedError) as error:
         reason = f"{error}".splitlines()[0][:300] if f"{error}" else type(error).__name__
-        raise BadInput(
-            f"{path}: cannot read {what} ({reason}): the file is damaged, copy or download it again"
-        ) from error
+        raise BadInput(f"{path}: cannot read {what} ({reason}): the file is damaged, copy it again") from error
 
 
 def _dataset(file: h5py.File, path: Path, key: str, kinds: str, expected: str) -> h5py.Dataset | None:
     """A data set of the file itself that can be read within the memory; None if there is none.
 
-    Args:
-        file: open.  path: its name, for messages.  key: the data set's name.
-        kinds: numpy's letters of the kinds of numbers that it may hold.  expected: the same in words.
+    `kinds` are numpy's letters of the kinds of numbers that it may hold, `expected` says the same in words.
     """
     link = file.get(key, getlink=True)
     if link is None:
@@ -911,17 +880,13 @@ def _dataset(file: h5py.File, path: Path, key: str, kinds: str, expected: str) -
         raise BadInput(f"{path}: {key} is {data.dtype}, not {expected}: repair or convert the file")
     shapes = [data.shape[1:] if data.ndim > 2 else data.shape, data.chunks or (1,)]
     if max(math.prod(shape) for shape in shapes) > LARGEST_SLICE or data.dtype.itemsize > LONGEST_HEADER:
-        raise BadInput(
-            f"{path}: {key} has shape {data.shape} of {data.dtype}, in chunks {data.chunks}: "
-            f"more than {LARGEST_SLICE} samples at a time are not read, split the file"
-        )
+        size = f"shape {data.shape} of {data.dtype}, in chunks {data.chunks}"
+        raise BadInput(f"{path}: {key} has {size}: more than {LARGEST_SLICE} samples at a time are not read, split it")
     plist = data.id.get_create_plist()
     for code, _, _, name in (plist.get_filter(i) for i in range(plist.get_nfilters())):
         if not h5py.h5z.filter_avail(code):
-            raise BadInput(
-                f"{path}: {key} is compressed with filter {code} {name.decode(errors='replace')!r}, "
-                "which is not installed: store it with gzip or uncompressed"
-            )
+            lacking = f"{code} {name.decode(errors='replace')!r}, which is not installed"
+            raise BadInput(f"{path}: {key} is compressed with filter {lacking}: store it with gzip or uncompressed")
     return data
 
 
@@ -932,11 +897,9 @@ def _parse_header(path: Path, header: bytes, width: int) -> tuple[tuple[int, int
         if "<!DOCTYPE" in text or len(text) > LONGEST_HEADER:  # entities can grow without bounds, or name other files
             raise ValueError("it is too long or declares entities")
         root = ElementTree.fromstring(text)
-        strip = {"m": root.tag[1:].partition("}")[0]} if root.tag.startswith("{") else {"m": ""}
 
         def number(place: str) -> int:
-            steps = "/".join(f"m:{step}" if strip["m"] else step for step in place.split("/"))
-            found = root.find(steps, strip if strip["m"] else None)
+            found = root.find("/".join("{*}" + step for step in place.split("/")))  # in any name space
             if found is None or found.text is None:
                 raise ValueError(f"no {place}")
             return int(found.text)
@@ -973,10 +936,8 @@ def read_volume(path: str | Path) -> Volume:
     with file, _reading(path, "the file"):
         data = _dataset(file, path, "kspace", "c", "complex")
         if data is None:
-            raise BadInput(
-                f"{path}: no data set 'kspace' (found: {', '.join(list(file)[:9]) or 'nothing'}): "
-                "is this a fastMRI file? data/README.md shows the layout"
-            )
+            found = ", ".join(list(file)[:9]) or "nothing"
+            raise BadInput(f"{path}: no data set 'kspace' (found: {found}): data/README.md shows the layout")
         shape = data.shape
         if len(shape) not in (3, 4) or 0 in shape or len(data) > 10_000:
             raise BadInput(f"{path}: kspace has shape {shape}: expected (slices, H, W) or (slices, coils, H, W)")
@@ -994,9 +955,7 @@ def read_volume(path: str | Path) -> Volume:
         if columns[0] >= columns[1]:
             raise BadInput(f"{path}: ismrmrd_header leaves no acquired columns: repair the header")
         if target is not None and (target.ndim != 3 or len(target) != shape[0]):
-            raise BadInput(
-                f"{path}: {key} has shape {target.shape} beside kspace {shape}: expected one (h, w) image per slice"
-            )
+            raise BadInput(f"{path}: {key} is {target.shape} beside kspace {shape}: expected an image per slice")
         size = target.shape[-2:] if target is not None else (recon or shape[-2:])
         size = (min(size[0], shape[-2]), min(size[1], shape[-1]))
         if min(size) < 1:
@@ -1089,14 +1048,8 @@ def write_volume(
     kspace = torch.as_tensor(kspace).to(torch.complex64)
     image = center_crop(ifft2c(kspace), target_size)
     target = (rss(image, 1) if kspace.ndim == 4 else image.abs()).numpy()
-    header = HEADER.format(
-        height=kspace.shape[-2],
-        width=kspace.shape[-1],
-        h=target_size[0],
-        w=target_size[1],
-        last=kspace.shape[-1] - 1,
-        center=kspace.shape[-1] // 2,
-    )
+    (height, width), (h, w) = kspace.shape[-2:], target_size
+    header = HEADER.format(height=height, width=width, h=h, w=w, last=width - 1, center=width // 2)
 
     def write(partial: Path) -> None:
         with h5py.File(partial, "w") as file:
@@ -1176,9 +1129,7 @@ def check_split(train: Sequence[Volume], val: Sequence[Volume]) -> None:
     """Raise BadInput if a subject, a file name or a slice is on both sides, or if a file has no reference."""
     for volume in [*train, *val]:
         if volume.mask is not None:
-            raise BadInput(
-                f"{volume.path}: an undersampled test file without reference: take it out of train/ and val/"
-            )
+            raise BadInput(f"{volume.path}: a test file without reference: take it out of train/ and val/")
     leaks = find_leaks(train, val)
     if leaks:
         raise BadInput(leaks[0] + (f" (and {len(leaks) - 1} more files)" if leaks[1:] else ""))
@@ -1194,13 +1145,10 @@ def split_by_subject(volumes: Sequence[Volume], val_share: float, seed: int = 0)
 
 
 def find_centre(kspace: Tensor) -> tuple[int, int]:
-    """How many samples the largest of the k-space lies from where fft2c expects it: (rows, columns).
+    """How many samples the largest of k-space (..., H, W) lies from where fft2c expects it: (rows, columns).
 
     A few samples are normal (the echo is rarely exact). Half the matrix means that an fftshift is missing or ran
-    over the wrong axes.
-
-    Args:
-        kspace: (..., H, W) complex; leading axes (coils) are summed.
+    over the wrong axes. Leading axes (coils) are summed.
     """
     height, width = kspace.shape[-2:]
     peak = int(kspace.abs().reshape(-1, height, width).sum(0).argmax())
@@ -1208,33 +1156,38 @@ def find_centre(kspace: Tensor) -> tuple[int, int]:
 
 
 def looks_interpolated(kspace: Tensor) -> bool:
-    """Whether the outer spectrum is empty: the image was enlarged (zero filling, DICOM interpolation).
+    """Whether the outer part of k-space ([coils,] H, W) is empty: an enlarged image (zero filling, interpolation).
 
     Such data are less than they seem: of "4x" a part is the interpolation undone. Compares the outermost tenth of
     either axis with the band at a third of it; noise alone fills both alike. Taking the magnitude afterwards fills
-    the outer k-space a little, and may hide it: but then looks_magnitude_only sees that.
-
-    Args:
-        kspace: ([coils,] H, W) complex, only the columns that were acquired.
+    the outer k-space a little, and may hide it: but then looks_magnitude_only sees that. Give it only the columns
+    that were acquired.
     """
+    # scans: above 0.02; enlarged images: 0
+    return any(profile[distance > 0.9].mean() < 1e-3 for profile, distance in _spectrum(kspace))
+
+
+def spectrum_extent(kspace: Tensor) -> tuple[int, int]:
+    """The matrix (rows, columns) beyond which k-space ([coils,] H, W) is empty, by looks_interpolated's threshold."""
+    ends = [(len(profile), float(distance[profile > 1e-3].max())) for profile, distance in _spectrum(kspace)]
+    rows, columns = (min(size, round(size * end)) for size, end in ends)
+    return rows, columns
+
+
+def _spectrum(kspace: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Along the rows, then the columns: the power, relative to that at a third of the way, and the way from 0 to 1."""
     power = kspace.abs().square().reshape(-1, *kspace.shape[-2:]).sum(0)
-    for profile in (power.sum(0), power.sum(1)):
+    for profile in (power.sum(1), power.sum(0)):
         size = len(profile)
         distance = (torch.arange(size) - size // 2).abs() / (size / 2)
-        outer, band = profile[distance > 0.9].mean(), profile[(distance > 0.25) & (distance < 0.4)].mean()
-        if outer < 1e-3 * band:  # scans: above 0.02; enlarged images: 0
-            return True
-    return False
+        yield profile / profile[(distance > 0.25) & (distance < 0.4)].mean(), distance
 
 
 def looks_magnitude_only(kspace: Tensor) -> bool:
-    """Whether the k-space is Hermitian, k(-k) = conj k(k): it was computed from magnitude images.
+    """Whether k-space ([coils,] H, W) is Hermitian, k(-f) = conj k(f): it was computed from magnitude images.
 
     Then half of it is redundant, and noise and phase are not those of a scan: scores come out too good
     ("data crimes", Shimron et al. 2022, PNAS 119(13)).
-
-    Args:
-        kspace: ([coils,] H, W) complex.
     """
     image = ifft2c(kspace)
     phase = image.square().sum().angle() / 2  # one constant phase makes no scan
@@ -1242,7 +1195,7 @@ def looks_magnitude_only(kspace: Tensor) -> bool:
 
 
 def looks_noiseless(kspace: Tensor) -> bool:
-    """Whether the air in the image's corners is empty: simulated without noise, or masked afterwards."""
+    """Whether the air in the image of k-space ([coils,] H, W) is empty: simulated without noise, or masked."""
     image = ifft2c(kspace).abs()
     h, w = (max(n // 16, 1) for n in image.shape[-2:])
     corners = torch.stack([image[..., i, j] for i in (slice(h), slice(-h, None)) for j in (slice(w), slice(-w, None))])
@@ -1270,22 +1223,6 @@ def volume_warnings(volume: Volume) -> list[str]:
 # Images instead of k-space: DICOM series and folders of pictures.
 
 
-def spectrum_extent(kspace: Tensor) -> tuple[int, int]:
-    """The matrix (rows, columns) beyond which the spectrum is empty, by the threshold of looks_interpolated.
-
-    Args:
-        kspace: ([coils,] H, W) complex.
-    """
-    power = kspace.abs().square().reshape(-1, *kspace.shape[-2:]).sum(0)
-    sizes = []
-    for profile in (power.sum(1), power.sum(0)):
-        distance = (torch.arange(len(profile)) - len(profile) // 2).abs()
-        share = distance / (len(profile) / 2)
-        band = profile[(share > 0.25) & (share < 0.4)].mean()
-        sizes.append(min(len(profile), 2 * int(distance[profile > 1e-3 * band].max())))
-    return sizes[0], sizes[1]
-
-
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 
 
@@ -1293,10 +1230,9 @@ IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 class ImageVolume(Volume):
     """Magnitude images, of which k-space is computed; a slice is read and transformed when asked for.
 
-    A magnitude image has Hermitian k-space, half of which says nothing new, and what a scanner interpolated comes
-    back by undoing the interpolation: networks look better on such data than on scans ("data crimes", Shimron et
-    al. 2022, PNAS 119(13)). So k-space is cropped to the acquired matrix, and a smooth phase, and noise if wanted,
-    are simulated; both are the same at every reading, because the name of the file is their seed.
+    Networks look better on such data than on scans (see looks_interpolated, looks_magnitude_only). So k-space is
+    cropped to the acquired matrix, and a smooth phase, and noise if wanted, are simulated; both are the same at every
+    reading, because the name of the file is their seed.
 
     Attributes:
         files: the image of each slice.
@@ -1488,11 +1424,8 @@ def _series(files: Sequence[Path]) -> Iterator[tuple[str, dict, list[Path]]]:
             person = [str(data.get("StudyInstanceUID", ""))]
         # Free text of the header (descriptions, protocols) may name a person: only codes and numbers are taken.
         codes = [c for c in np.atleast_1d(data.get("ScanningSequence") or []) if c in ("SE", "IR", "GR", "EP", "RM")]
-        known: dict[str, Any] = {
-            "person": tuple(person),
-            "matrix": (0, 0),
-            "name": f"series_{data.get('SeriesNumber') or 0}",
-        }
+        name = f"series_{data.get('SeriesNumber') or 0}"
+        known: dict[str, Any] = {"person": tuple(person), "matrix": (0, 0), "name": name}
         matrix = [int(n) for n in data.get("AcquisitionMatrix") or () if n]
         if len(matrix) == 2:
             known["matrix"] = matrix[::-1] if data.get("InPlanePhaseEncodingDirection") == "COL" else matrix
@@ -1505,12 +1438,10 @@ def read_images(folder: str | Path, phase: bool = True, noise: float = 0.0) -> l
     """Volumes of a folder of images: DICOM series, told apart by their headers, or grey PNG, TIFF .. files.
 
     Subfolders are searched. A DICOM series is one volume, sorted by position; so are the plain images of one
-    folder, sorted by name, which count as one subject. Names and numbers of patients are used to tell subjects apart
-    and appear nowhere: subjects are numbered.
-
-    Images that the scanner interpolated are cropped in k-space to the acquired matrix, known from the header
-    (AcquisitionMatrix) or, where that says nothing, from where the spectrum of the middle slice ends. Every matrix is
-    then cropped to multiples of 8, so that half and a quarter of it are whole and even.
+    folder, sorted by name, which count as one subject. Names and numbers of patients appear nowhere: subjects are
+    numbered. Images that the scanner interpolated are cropped in k-space to the acquired matrix, known from the header
+    (AcquisitionMatrix) or from where the spectrum of the middle slice ends, and every matrix to multiples of 8, so
+    that half and a quarter of it are whole and even.
 
     Args:
         folder: of the files.
@@ -1551,13 +1482,11 @@ def read_images(folder: str | Path, phase: bool = True, noise: float = 0.0) -> l
             noise_level=noise,
         )
         stored = volume.image(len(inside) // 2)
+        pixels = f"{stored.shape[0]}x{stored.shape[1]}"
         for path in inside:
-            size = _picture_size(path)
-            if size != tuple(stored.shape):
-                raise BadInput(
-                    f"{path}: {size[0]}x{size[1]} pixels, but {inside[len(inside) // 2].name} has "
-                    f"{stored.shape[0]}x{stored.shape[1]}: put images of one size into each folder"
-                )
+            h, w = _picture_size(path)
+            if (h, w) != stored.shape:
+                raise BadInput(f"{path}: {h}x{w} pixels beside images of {pixels}: put one size into each folder")
         spectrum, note = fft2c(stored), ""
         matrix, source = [min(n, m) for n, m in zip(known["matrix"], stored.shape)], "AcquisitionMatrix"
         if not all(matrix):
@@ -1565,17 +1494,13 @@ def read_images(folder: str | Path, phase: bool = True, noise: float = 0.0) -> l
             if looks_interpolated(spectrum):
                 matrix = list(spectrum_extent(spectrum))
         if matrix != list(stored.shape):
-            note = (
-                f"images of {stored.shape[0]}x{stored.shape[1]} were interpolated from {matrix[0]}x{matrix[1]} "
-                f"({source}): k-space cropped to that"
-            )
+            origin = f"{matrix[0]}x{matrix[1]} ({source})"
+            note = f"images of {pixels} were interpolated from {origin}: k-space cropped to that"
         h, w = (n // 8 * 8 for n in matrix)
         if [h, w] != matrix:
             note += f"{'; ' if note else ''}{matrix[0]}x{matrix[1]} cropped to {h}x{w}, multiples of 8"
         if min(h, w) < 8:
-            raise BadInput(
-                f"{inside[0]}: an image of {stored.shape[0]}x{stored.shape[1]} is too small: use larger ones"
-            )
+            raise BadInput(f"{inside[0]}: an image of {pixels} is too small: use larger ones")
         if note:
             print(f"{volume.path.stem}: {note}")
         shape = len(inside), h, w
@@ -1747,7 +1672,6 @@ def spin_echo_signal(t1: float, t2: float, pd: float, tr: float, te: float, ti: 
     Args:
         t1, t2: relaxation times in ms.  pd: proton density, water = 1.
         tr, te, ti: repetition, echo and inversion time in ms.
-
     Returns:
         Magnitude of the transverse magnetisation at the echo, 0..pd.
     """
@@ -1759,12 +1683,9 @@ def spin_echo_signal(t1: float, t2: float, pd: float, tr: float, te: float, ti: 
 def _atlas() -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The average anatomy that every simulated head is warped from (2 s once per process).
 
-    The ICBM-152 average of 152 adult heads (Fonov et al., NeuroImage 2011) ships inside nilearn: no
-    download. It has no skull, so `depth` says how far, in mm, a point lies outside the brain's hull.
-
-    Returns:
-        Cubic-spline coefficients of the maps grey, white (fractions 0..1), t1 (intensity 0..1) and depth
-        (mm), each (x, y, z) at 1 mm; and the index of the origin, the anterior commissure.
+    The ICBM-152 average of 152 adult heads (Fonov et al., NeuroImage 2011) ships inside nilearn: no download. Returns
+    cubic-spline coefficients of the maps grey, white (fractions 0..1), t1 (intensity 0..1) and depth (mm outside the
+    brain's hull, as it has no skull), each (x, y, z) at 1 mm; and the index of the origin, the anterior commissure.
     """
     from nilearn import datasets
     from scipy import ndimage
@@ -1788,16 +1709,11 @@ def _atlas() -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 
 def _smooth_field(rng: np.random.Generator, length: float, *axes: np.ndarray) -> np.ndarray:
-    """Gaussian random field of unit variance: random cosines up to a cut-off, one axis at a time.
+    """Gaussian random field of unit variance: random cosines up to a cut-off, one axis at a time; float32.
 
-    Args:
-        rng: source of the random coefficients.
-        length: smoothness in mm (standard deviation of the Gaussian kernel that it is equal to).
-        axes: coordinates in mm along each axis of the result, within +-200.
-
-    Returns:
-        float32 array with one axis per argument. It is a function of the coordinates, not of the grid:
-        a finer grid shows the same field.
+    `length` is its smoothness in mm, the standard deviation of an equal Gaussian kernel; `axes` are the coordinates in
+    mm along each axis of the result, within +-200. It is a function of these, not of the grid: a finer grid shows the
+    same field.
     """
     box = 400.0
     k = np.arange(int(2.5 * box / (np.pi * length)) + 2)
@@ -1834,13 +1750,9 @@ def _tissue_fractions(
 ) -> dict[str, np.ndarray]:
     """One individual head: the share of every tissue at every point, summing to at most one (air: zero).
 
-    Args:
-        stream: name -> random generator, one per purpose.
-        z, rows, columns: coordinates in mm of the slices, of the rows (anterior first) and of the columns.
-        scale: (3,) size of this head relative to the average, along x, y, z.
-
-    Returns:
-        tissue name -> float32 (slices, rows, columns); see TISSUES. No lesions yet.
+    stream(name) is the random generator of one purpose; z, rows (anterior first) and columns are coordinates in mm;
+    scale (3,) is the size of this head relative to the average, along x, y, z. Returns tissue name -> float32
+    (slices, rows, columns); see TISSUES. No lesions yet.
     """
     from scipy import ndimage
     from scipy.spatial.transform import Rotation
@@ -1998,19 +1910,16 @@ def simulate_head(
             white-matter signal; 0 for none, None draws 1/60 .. 1/25.
         lesions: number of white-matter lesions; None draws: none in half of the heads, else 2..8.
         coils: loops of a receive array (see coil_sensitivities), whose noise is correlated; 0 is one ideal coil.
-
     Returns:
         k-space, complex64 (slices, [coils,] 2 * matrix, width), centred (DC at [matrix, width // 2]); and a dict
         of what was simulated: sequence, seed, field_of_view_mm and voxel_mm, slice_positions_mm,
         noise_std (absolute, real part), snr, lesions (list of slice, row, column, radius_mm; rows and
         columns count in the target image), signals (tissue -> signal before the receiver's gain). With coils also
         noise_scan, complex64 (coils, 4096): what the array receives without a signal.
-
     Raises:
         BadInput: an unknown sequence, an odd matrix or width, a width below matrix.
     """
-    if sequence not in SEQUENCES:
-        raise BadInput(f"unknown sequence {sequence!r}; known: {', '.join(SEQUENCES)}")
+    timing = choose(SEQUENCES, sequence, "sequence")
     width = width or 2 * round(0.55 * matrix)
     if matrix % 2 or width % 2 or width < matrix:
         raise BadInput(f"matrix and width must be even and width >= matrix, got {matrix} and {width}")
@@ -2036,19 +1945,13 @@ def simulate_head(
         blob = _step((radius - np.hypot(along, across / stretch)) / 1.2) * parts["white"][s]
         parts["lesion"][s] += blob
         parts["white"][s] -= blob
-        found.append(
-            {
-                "slice": int(s),
-                "row": float(i / 2),
-                "column": float((j - width + matrix) / 2),
-                "radius_mm": round(float(radius), 2),
-            }
-        )
+        place = {"slice": int(s), "row": float(i / 2), "column": float((j - width + matrix) / 2)}
+        found.append(place | {"radius_mm": round(float(radius), 2)})
 
     # Contrast: every subject's tissues differ a little; so does every spot within a tissue.
     rng = stream("tissue")
     vary = lambda values: np.array(values) * rng.normal(1, [0.02, 0.02, 0.01])  # noqa: E731
-    signals = {name: spin_echo_signal(*vary(values), **SEQUENCES[sequence]) for name, values in TISSUES.items()}
+    signals = {name: spin_echo_signal(*vary(values), **timing) for name, values in TISSUES.items()}
     image = sum(signals[name] * part for name, part in parts.items())
     rng = stream("texture")
     image = image * (1 + 0.02 * _smooth_field(rng, 5, z, rows, columns))
@@ -2122,10 +2025,8 @@ def demo_data(
         seed: another seed makes another set of subjects.
         wide: every other subject has a wider phase field of view.
         coils: as in simulate_head. Multi-coil files have no readout oversampling, and a noise scan.
-
     Returns:
         The folder. Data that are already there are returned untouched, whatever the other arguments say.
-
     Raises:
         BadInput: the folder holds something else.
     """
@@ -2191,8 +2092,7 @@ CINE_TISSUES = {
 def bssfp_signal(t1: float, t2: float, pd: float, flip: float = 55.0, te: float = 1.5) -> float:
     """Signal of balanced steady-state free precession on resonance, for a short repetition time (Scheffler 2003).
 
-    Args:
-        t1, t2, te: relaxation times and echo time in ms.  pd: proton density.  flip: angle in degrees.
+    t1, t2 and te, the echo time, are in ms, the flip angle in degrees; pd is the proton density.
     """
     cosine, sine = math.cos(math.radians(flip)), math.sin(math.radians(flip))
     return pd * sine / (t1 / t2 + 1 - cosine * (t1 / t2 - 1)) * math.exp(-te / t2)
@@ -2213,7 +2113,6 @@ def simulate_cine(
         matrix: side of the image in pixels, even; the field of view, about 290 mm, does not depend on it.
         noise: standard deviation of its real part, relative to the signal of blood; None draws 1/90 .. 1/40.
         ejection_fraction: share of the left ventricle's blood that a beat ejects; None draws 0.5 .. 0.72.
-
     Returns:
         complex64 images (frames, matrix, matrix), largest magnitude 1; and a dict of what was simulated: seed,
         voxel_mm, ejection_fraction, noise_std, heart (row and column of the left ventricle), contraction (frames):
@@ -2359,7 +2258,6 @@ def demo_cine(
         train, val: number of subjects, a sequence each; 0 leaves that file out.
         frames, matrix: as in simulate_cine, whose defaults are the full size. These suit a CPU.
         seed: another seed makes another set of subjects.
-
     Returns:
         The folder. The files hold `dataset` (subjects, frames, rows, columns) complex64, and `simulated`.
     """
@@ -2608,6 +2506,13 @@ def _conjugate_gradients(normal: Callable[[Tensor], Tensor], right: Tensor, x: T
     return x
 
 
+def _distances(window: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """From each to each of a window's n samples, as an index into a flattened, periodic array of `sizes`: (n, n)."""
+    samples = torch.cartesian_prod(*map(torch.arange, window))
+    rows, columns = (samples[:, None] - samples).unbind(-1)
+    return rows % sizes[0] * sizes[1] + columns % sizes[1]
+
+
 def low_rank(
     kspace: Tensor, mask: Tensor, weight: float = 0.001, iterations: int = 8, window: int = 15, floor: float = 0.002
 ) -> Tensor:
@@ -2635,10 +2540,7 @@ def low_rank(
     image = ifft2c(measured)
     # G depends on the distance of two samples of the window only: it is read off Fourier transforms.
     height, width = sizes = kspace.shape[-2:]
-    samples = torch.cartesian_prod(*(torch.arange(min(window, n), device=kspace.device) for n in sizes))
-    rows, columns = (samples[:, None] - samples).unbind(-1)
-    distance = rows % height * width + columns % width
-    least = None
+    distance, least = _distances([min(window, n) for n in sizes], sizes).to(kspace.device), None
     for _ in range(iterations):
         products = _parts(image)[:, None] * _parts(image)  # real and imaginary part, times either
         gram = torch.fft.fft2(products.sum(2)).flatten(-2)[..., distance].movedim((0, 1), (-4, -2))
@@ -2769,9 +2671,7 @@ def calibration_columns(mask: Tensor) -> Tensor:
     columns = torch.cat([run[0].flip(-1) & right[..., :1], run[1]], -1)
     lines = int(columns.sum(-1).min())
     if lines < 2:
-        raise BadInput(
-            f"{lines} calibration lines around the centre of k-space: at least 2 needed, raise center_fraction"
-        )
+        raise BadInput(f"{lines} calibration lines around the centre, at least 2 are needed: raise center_fraction")
     return columns
 
 
@@ -2810,14 +2710,9 @@ def low_resolution(kspace: Tensor, mask: Tensor, rows: int = 24) -> Tensor:
 
 
 def _dominant(matrices: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The eigenvector of the largest eigenvalue at each pixel, as maps.
+    """Maps (coils, H, W): eigenvectors of the largest eigenvalues (H, W) of Hermitian matrices (coils, coils, H, W).
 
-    Args:
-        matrices: (coils, coils, H, W) Hermitian.
-        images: (coils, H, W) low-resolution coil images: the phase of an eigenvector is free, here it is chosen
-            so that the strongest virtual coil is real.
-    Returns:
-        maps (coils, H, W) complex, root-sum-of-squares 1; eigenvalues (H, W).
+    The phase of an eigenvector is free: the strongest virtual coil of the low-resolution images (coils, H, W) is real.
     """
     values, vectors = torch.linalg.eigh(matrices.movedim((0, 1), (-2, -1)))
     maps = vectors[..., -1].movedim(-1, 0)
@@ -2867,9 +2762,7 @@ def espirit_maps(kspace: Tensor, mask: Tensor, kernel: int = 6, threshold: float
     vectors = vectors[values > threshold * values[0]]
     projection = (vectors.mT @ vectors.conj()).unflatten(0, (coils, -1)).unflatten(-1, (coils, -1))
     # The projection depends on the distance of two samples only: as in low_rank.
-    samples = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(kspace.device)
-    rows, columns = (samples[:, None] - samples).unbind(-1)
-    distance = rows % sizes[0] * sizes[1] + columns % sizes[1]
+    distance = _distances((height, width), sizes).to(kspace.device)
     filters = kspace.new_zeros((coils, coils, sizes[0] * sizes[1]))
     filters.index_add_(-1, distance.flatten(), projection.movedim(2, 1).flatten(-2))
     images = torch.fft.ifft2(filters.unflatten(-1, sizes), norm="forward") / (height * width)
@@ -3324,8 +3217,6 @@ class SpaceTimeConv(nn.Conv2d):
     for the time cost next to nothing, unlike a full 3x3x3 convolution.
     """
 
-    FRAMES = 3  # that it looks at
-
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.time = nn.Parameter(torch.tensor([0.0, 1.0, 0.0]).repeat(self.out_channels, 1))
@@ -3340,7 +3231,7 @@ class SpaceTimeConv(nn.Conv2d):
 class SpaceTimeResNet(ResNet):
     """ResNet of SpaceTimeConv: works on any number of frames from three. Arguments as ResNet."""
 
-    min_frames = SpaceTimeConv.FRAMES
+    min_frames = 3
 
     def __init__(self, in_channels: int, out_channels: int, features: int = 16, stages: str = "2x2") -> None:
         super().__init__(in_channels, out_channels, features, stages, convolution=SpaceTimeConv)
@@ -3479,6 +3370,8 @@ INNER_NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 def _inner(name: str, in_channels: int, out_channels: int, **settings: Any) -> nn.Module:
     """One of INNER_NETWORKS with those settings that it takes; its last layer starts at zero."""
+    for setting in settings:
+        choose(dict.fromkeys(MODEL_SETTINGS), setting, "setting of a network")
     network = choose(INNER_NETWORKS, name, "inner network")
     takes = inspect.signature(network).parameters
     made = network(in_channels, out_channels, **{k: v for k, v in settings.items() if k in takes and v})
@@ -3514,6 +3407,12 @@ def as_complex(channels: Tensor) -> Tensor:
     return torch.view_as_complex(channels.float().movedim(1, -1).contiguous())
 
 
+def _squared_frequency(kspace: Tensor) -> Tensor:
+    """Squared distance of each sample from the centre of k-space, an edge being 1/2 away: (H, W)."""
+    rows, columns = (torch.arange(n, device=kspace.device) / n - (n // 2) / n for n in kspace.shape[-2:])
+    return rows[:, None] ** 2 + columns**2
+
+
 def smooth_phase(kspace: Tensor) -> Tensor:
     """The slowly varying phase of the image, from the centre of k-space: (..., H, W) -> unit complex.
 
@@ -3521,8 +3420,7 @@ def smooth_phase(kspace: Tensor) -> Tensor:
     first step of homodyne reconstruction: Noll, Nishimura and Macovski 1991, IEEE TMI 10(2)). With it
     removed, the image is almost real, and a network need not learn the same anatomy at every phase.
     """
-    rows, columns = (torch.arange(n, device=kspace.device) / n - (n // 2) / n for n in kspace.shape[-2:])
-    window = torch.exp(-0.5 * (rows[:, None] ** 2 + columns**2) / 0.02**2)  # 2 % of either axis
+    window = torch.exp(-0.5 * _squared_frequency(kspace) / 0.02**2)  # 2 % of either axis
     low = ifft2c(kspace * window)
     return torch.polar(torch.ones_like(low.real), low.angle())  # 1 where low is 0
 
@@ -3567,10 +3465,10 @@ class Unrolled(nn.Module):
         consistency: hard puts the measured samples back; soft moves towards them by a learned step, one
             per cascade; none leaves them to the network.
         shared: all cascades have the same weights.
-        features, levels, stages, dropout: of the inner network, those that it has; 0 or "" for its own.
         start: of a sequence, zero_filled or view_sharing: what the first change is added to. The first network sees
             the zero-filled frames in either case.
         frames: of a sequence that are reconstructed together; longer and shorter ones go through in_windows. 0: all.
+        settings: features, levels, stages, dropout of the inner network, those that it has; 0 or "" for its own.
     """
 
     def __init__(
@@ -3579,19 +3477,17 @@ class Unrolled(nn.Module):
         cascades: int = 1,
         consistency: str = "hard",
         shared: bool = False,
-        features: int = 0,
-        levels: int = 0,
-        stages: str = "",
-        dropout: float = 0.0,
         start: str = "zero_filled",
         frames: int = 0,
+        **settings: Any,
     ) -> None:
         super().__init__()
         choose({"hard": None, "soft": None, "none": None}, consistency, "consistency")
         choose({"zero_filled": None, "view_sharing": None}, start, "start")
         self.cascades, self.consistency, self.start, self.frames = cascades, consistency, start, frames
-        settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout, "frames": frames}
-        self.networks = nn.ModuleList(_inner(inner, 2, 2, **settings) for _ in range(1 if shared else cascades))
+        self.networks = nn.ModuleList(
+            _inner(inner, 2, 2, frames=frames, **settings) for _ in range(1 if shared else cascades)
+        )
         if consistency == "soft":
             self.step = nn.Parameter(torch.full((cascades,), 2.0))  # sigmoid(2) = 0.88
 
@@ -3647,24 +3543,14 @@ class VariationalNetwork(Unrolled):
     saves cascades.
 
     Args: see Unrolled.
-        map_features: channels of the U-Net for the maps after its first convolution.
     """
 
     def __init__(
-        self,
-        inner: str = "unet",
-        cascades: int = 4,
-        consistency: str = "soft",
-        shared: bool = False,
-        features: int = 0,
-        levels: int = 0,
-        stages: str = "",
-        dropout: float = 0.0,
-        map_features: int = 4,
+        self, inner: str = "unet", cascades: int = 4, consistency: str = "soft", shared: bool = False, **settings: Any
     ) -> None:
-        super().__init__(inner, cascades, consistency, shared, features, levels, stages, dropout)
+        super().__init__(inner, cascades, consistency, shared, **settings)
         self.start_weight = nn.Parameter(torch.tensor(0.01).log())
-        self.map_network = _inner("unet", 2, 2, features=map_features, levels=3)
+        self.map_network = _inner("unet", 2, 2, features=4, levels=3)
 
     def maps(self, kspace: Tensor, mask: Tensor) -> Tensor:
         """Sensitivities (batch, coils, H, W) complex, with root-sum-of-squares 1, from the calibration lines."""
@@ -3699,18 +3585,15 @@ class KSpaceNetwork(nn.Module):
     Args: see Unrolled.
     """
 
-    def __init__(
-        self, inner: str = "unet", features: int = 0, levels: int = 0, stages: str = "", dropout: float = 0.0
-    ) -> None:
+    def __init__(self, inner: str = "unet", **settings: Any) -> None:
         super().__init__()
-        self.network = _inner(inner, 6, 2, features=features, levels=levels, stages=stages, dropout=dropout)
+        self.network = _inner(inner, 6, 2, **settings)
 
     def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
         """(batch, H, W) complex k-space -> (batch, h, w) complex image; see Unrolled.forward."""
         phase = smooth_phase(kspace)
         spectrum = fft2c(ifft2c(kspace) * phase.conj())
-        rows, columns = (torch.arange(n, device=kspace.device) / n - (n // 2) / n for n in kspace.shape[-2:])
-        template = 1 / (1 + (rows[:, None] ** 2 + columns**2) / 0.02**2)
+        template = 1 / (1 + _squared_frequency(kspace) / 0.02**2)
         template = template * (spectrum / template).abs().square().mean((-2, -1), keepdim=True).sqrt()
         known = mask.expand(kspace.shape)
 
@@ -3735,23 +3618,13 @@ class MagnitudeNetwork(nn.Module):
     Args:
         inner: one of INNER_NETWORKS.
         residual: the network predicts what to add to its input.
-        features, levels, stages, dropout, upscale_factor: of the inner network; see Unrolled.
+        upscale_factor, settings: of the inner network; see Unrolled.
     """
 
-    def __init__(
-        self,
-        inner: str = "unet",
-        residual: bool = False,
-        features: int = 0,
-        levels: int = 0,
-        stages: str = "",
-        dropout: float = 0.0,
-        upscale_factor: int = 0,
-    ) -> None:
+    def __init__(self, inner: str = "unet", residual: bool = False, upscale_factor: int = 0, **settings: Any) -> None:
         super().__init__()
         self.residual = residual
-        settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout}
-        self.network = _inner(inner, 1, 1, **settings, upscale_factor=upscale_factor)
+        self.network = _inner(inner, 1, 1, upscale_factor=upscale_factor, **settings)
 
     def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
         """(batch, [coils,] H, W) complex k-space -> (batch, h, w) real magnitude; the mask is not used."""
@@ -3764,38 +3637,27 @@ class MagnitudeNetwork(nn.Module):
 class KSpaceSR(nn.Module):
     """Extends k-space beyond its measured central block, and keeps that block: super-resolution from k-space.
 
-    Real and imaginary part of the measured k-space come in twice: as they are, and divided by the mean magnitude of
-    fully sampled k-space at the same distance from the centre, a template taken from the training set, so that no
-    frequency outweighs the others. Convolutions over k-space itself are products in the image: they cannot
-    reach beyond the block. So the network works on the inverse transforms of both, an image and its edges, and the
-    transform of what it returns is the new k-space (times the template it would learn fine detail more slowly).
-    Scale and smooth phase are taken out first and come back at the end, as in Unrolled; the measured samples are put
-    back, and the loss is that of the image.
+    The measured k-space comes in twice: as it is, and divided by the mean magnitude of fully sampled k-space at the
+    same distance from the centre, a template taken from the training set, so that no frequency outweighs the others.
+    Convolutions over k-space are products in the image: they cannot reach beyond the block. So the network works on
+    the inverse transforms of both, an image and its edges, and the transform of what it returns is the new k-space
+    (times the template it would learn fine detail more slowly). Scale and smooth phase come and go as in Unrolled;
+    the measured samples are put back.
 
     Args: see Unrolled; upscale_factor is for an inner "srresnet", which is made for one factor.
     """
 
     BINS = 32  # of the template from the centre to the middle of an edge; it goes on to the corners
 
-    def __init__(
-        self,
-        inner: str = "unet",
-        features: int = 0,
-        levels: int = 0,
-        stages: str = "",
-        dropout: float = 0.0,
-        upscale_factor: int = 0,
-    ) -> None:
+    def __init__(self, inner: str = "unet", upscale_factor: int = 0, **settings: Any) -> None:
         super().__init__()
-        settings = {"features": features, "levels": levels, "stages": stages, "dropout": dropout}
-        self.network = _inner(inner, 4, 2, **settings, upscale_factor=upscale_factor)
+        self.network = _inner(inner, 4, 2, upscale_factor=upscale_factor, **settings)
         self.template: Tensor
         self.register_buffer("template", torch.zeros(3 * self.BINS // 2 + 1))  # logarithms
 
     def _bins(self, kspace: Tensor) -> Tensor:
         """Where each sample of a k-space lies in the template: (H, W) float."""
-        rows, columns = (torch.arange(n, device=kspace.device) / (n / 2) - n // 2 / (n / 2) for n in kspace.shape[-2:])
-        return self.BINS * (rows[:, None] ** 2 + columns**2).sqrt()
+        return 2 * self.BINS * _squared_frequency(kspace).sqrt()
 
     def learn_template(self, dataset: Any, slices: int = 32) -> None:
         """Take the mean magnitude of fully sampled k-space, by distance from the centre, from a SliceDataset."""
@@ -3825,7 +3687,7 @@ class KSpaceSR(nn.Module):
 
 SRRESNET = partial(MagnitudeNetwork, inner="srresnet", residual=True, features=32, stages="6x2", upscale_factor=2)
 # What --model accepts: a network with the settings that are its own where train.py's are 0 or empty.
-MODELS: dict[str, Callable[..., nn.Module]] = {
+MODELS: dict[str, partial] = {
     "unet": partial(Unrolled, inner="unet", features=16, levels=4),
     "magnitude_unet": partial(MagnitudeNetwork, inner="unet", features=16, levels=4),
     "resnet": partial(MagnitudeNetwork, inner="resnet", residual=True, features=64, stages="8x2 4x3"),
@@ -3861,12 +3723,14 @@ def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         BadInput: an unknown model; a setting that the model or its inner network does not have.
     """
     name = settings["model"]
-    own = _defaults(choose(MODELS, name, "model"))
-    inner = _defaults(choose(INNER_NETWORKS, settings.get("inner") or own["inner"], "inner network"))
+    model = choose(MODELS, name, "model")
+    takes = _defaults(model)
+    inner = _defaults(choose(INNER_NETWORKS, settings.get("inner") or takes["inner"], "inner network"))
+    own = takes | model.keywords
     result = {}
     for key in MODEL_SETTINGS:
-        if key in own and (key in inner or key not in ("levels", "stages", "dropout")):
-            result[key] = settings.get(key) or own[key] or inner.get(key, own[key])
+        if key in takes or (key in inner and key not in ("upscale_factor", "frames")):  # which only some pass on
+            result[key] = settings.get(key) or own.get(key) or inner.get(key, own.get(key))
         elif settings.get(key) and key != "upscale_factor":  # that is the task's too
             raise BadInput(f"model {name!r} has no {key}: leave {key} out, or choose another model")
     return result
@@ -3879,7 +3743,7 @@ def _defaults(function: Callable) -> dict[str, Any]:
 
 def build_model(settings: Mapping[str, Any]) -> nn.Module:
     """A fresh network: MODELS[settings["model"]] with model_settings(settings)."""
-    own = model_settings(settings)
+    own = model_settings(settings)  # which refuses an unknown model
     return MODELS[settings["model"]](**own)
 
 
@@ -3984,31 +3848,16 @@ METRICS: dict[str, Callable[..., float]] = {"ssim": ssim, "psnr": psnr, "nmse": 
 # Losses compare magnitudes (batch, h, w) that are divided by the maximum of their target volume.
 
 
-def l1_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference."""
-    return (prediction - target).abs().mean()
-
-
-def l2_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference."""
-    return (prediction - target).square().mean()
-
-
 def ssim_loss(prediction: Tensor, target: Tensor, data_range: Tensor | float = 1.0) -> Tensor:
     """1 - SSIM; the data range is 1 for images divided by their volume's maximum."""
     return 1 - ssim_map(target, prediction, data_range).mean()
 
 
-def l1_ssim_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """l1_loss + ssim_loss."""
-    return l1_loss(prediction, target) + ssim_loss(prediction, target)
-
-
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "l1": l1_loss,
-    "l2": l2_loss,
+    "l1": nn.functional.l1_loss,
+    "l2": nn.functional.mse_loss,
     "ssim": ssim_loss,
-    "l1_ssim": l1_ssim_loss,
+    "l1_ssim": lambda prediction, target: nn.functional.l1_loss(prediction, target) + ssim_loss(prediction, target),
 }
 
 # What the discriminator minimises, given its scores of references and of reconstructions; what the
@@ -4084,9 +3933,7 @@ def compare_paired(a: Sequence[float], b: Sequence[float], subjects: Sequence[An
 
     ours, others = np.asarray(a, float), np.asarray(b, float)
     if ours.shape != others.shape or ours.ndim != 1:
-        raise BadInput(
-            f"paired figures differ in number: {ours.shape} and {others.shape}; score both on the same volumes"
-        )
+        raise BadInput(f"paired figures differ in number, {ours.shape} and {others.shape}: score the same volumes")
     summary = summarize((ours - others).tolist(), subjects)
     _, unit = np.unique(np.arange(len(ours)) if subjects is None else np.asarray(subjects), return_inverse=True)
     difference = np.bincount(unit, ours - others) / np.bincount(unit)
@@ -4112,11 +3959,10 @@ def _gaussian_ssim(x: Tensor, y: Tensor) -> float | None:
     """scikit-image's SSIM of a whole sequence: 3-D Gaussian window (11 wide, sigma 1.5); needs 11 frames."""
     from skimage.metrics import structural_similarity
 
-    peak = float(x.max())
+    if min(x.shape) < 11:
+        return None
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
-    return (
-        float(structural_similarity((x / peak).numpy(), (y / peak).numpy(), **options)) if min(x.shape) > 10 else None
-    )
+    return float(structural_similarity((x / float(x.max())).numpy(), (y / float(x.max())).numpy(), **options))
 
 
 def _per_slice(score: Callable[[Tensor, Tensor], float]) -> Callable[[Tensor, Tensor], float]:
@@ -4595,9 +4441,7 @@ def join_processes(device: str) -> None:
         return
     if device == "cuda":
         if local >= torch.cuda.device_count():
-            raise BadInput(
-                f"process {local} of this machine, but {torch.cuda.device_count()} GPUs: start fewer processes"
-            )
+            raise BadInput(f"process {local}, but {torch.cuda.device_count()} GPUs here: start fewer processes")
         torch.cuda.set_device(local)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     if rank > 0:
@@ -4728,11 +4572,7 @@ def parallelize(network: nn.Module, device: str) -> nn.Module:
 
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint of tensors and plain Python values in one step (see replace_file).
-
-    Raises:
-        OSError: disk full or no permission; an earlier checkpoint stays as it was.
-    """
+    """Write a checkpoint of tensors and plain Python values in one step; see replace_file."""
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
     replace_file(path, lambda partial: partial.write_bytes(buffer.getbuffer()))
@@ -4802,10 +4642,8 @@ def load_model(checkpoint: str | Path) -> nn.Module:
     except BadInput as error:
         raise BadInput(f"{checkpoint}: {error}") from error
     except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise BadInput(
-            f"{checkpoint}: its weights do not fit model {parameters.get('model')!r}: "
-            "it was written by another version, train again"
-        ) from error
+        unfit = f"its weights do not fit model {parameters.get('model')!r}"
+        raise BadInput(f"{checkpoint}: {unfit}: it was written by another version, train again") from error
     network.settings, network.history = parameters, content.get("history", [])
     network.seconds = content.get("seconds", 0.0)
     return network.eval()
@@ -4850,9 +4688,7 @@ def copy_weights(checkpoint: str | Path, network: nn.Module) -> None:
     try:
         network.load_state_dict(read_checkpoint(checkpoint)["model_state"])
     except RuntimeError as error:
-        raise BadInput(
-            f"{checkpoint}: its weights are of another model: give the parameters it was trained with"
-        ) from error
+        raise BadInput(f"{checkpoint}: its weights are of another model: give its own parameters") from error
 
 
 def vgg_features() -> nn.Module | None:
@@ -5212,18 +5048,11 @@ def tuned_parallel(train_set: SliceDataset, settings: Any) -> tuple[dict[str, Me
     return methods, {f"{name}_weight": weight for name, weight in weights.items()}
 
 
-MULTI_COIL_FOLDER = ROOT / "data" / "demo_multi_coil"
-
 TASKS: dict[str, Task] = {
     "single_coil": Task(
-        settings={
-            "data": "data/demo",
-            "model": "unet",
-            "mask": "random",
-            "acceleration": 4.0,
-            "center_fraction": 0.08,
-            "loss": "ssim",
-        },
+        settings=dict(
+            data="data/demo", model="unet", mask="random", acceleration=4.0, center_fraction=0.08, loss="ssim"
+        ),
         demo=demo_data,
         models=("unet", "magnitude_unet", "resnet", "recon_resnet", "kspace_unet", "unrolled"),
         start=("zero_filled", zero_filled),
@@ -5231,13 +5060,7 @@ TASKS: dict[str, Task] = {
         read=partial(read_folder, axes="slices, H, W"),
     ),
     "super_resolution": Task(
-        settings={
-            "data": "data/demo_sr",
-            "model": "kspace_sr",
-            "mask": "low_pass",
-            "upscale_factor": 2,
-            "loss": "l1_ssim",
-        },
+        settings=dict(data="data/demo_sr", model="kspace_sr", mask="low_pass", upscale_factor=2, loss="l1_ssim"),
         demo=demo_sr,
         models=("kspace_sr", "srresnet", "srgan", "unet", "kspace_unet"),
         start=("sinc", zero_filled),
@@ -5250,15 +5073,15 @@ TASKS: dict[str, Task] = {
         prepare=prepare_super_resolution,
     ),
     "cine": Task(
-        settings={
-            "data": "data/demo_cine",
-            "model": "cine_unrolled",
-            "mask": "kt",
-            "acceleration": 5.0,
-            "center_fraction": 11 / 192,
-            "loss": "l1_ssim",
-            "batch_size": 1,
-        },
+        settings=dict(
+            data="data/demo_cine",
+            model="cine_unrolled",
+            mask="kt",
+            acceleration=5.0,
+            center_fraction=11 / 192,
+            loss="l1_ssim",
+            batch_size=1,
+        ),
         demo=demo_cine,
         models=("cine_unet", "cine_dual_unet", "cine_unrolled"),
         start=("zero_filled", zero_filled),
@@ -5269,15 +5092,17 @@ TASKS: dict[str, Task] = {
         export=export_cine,
     ),
     "multi_coil": Task(
-        settings={
-            "data": "data/demo_multi_coil",
-            "model": "varnet",
-            "mask": "equispaced",
-            "acceleration": 4.0,
-            "center_fraction": 0.08,
-            "loss": "l1",
-        },
-        demo=partial(demo_data, MULTI_COIL_FOLDER, train=36, val=12, slices=5, matrix=128, seed=1, coils=8),
+        settings=dict(
+            data="data/demo_multi_coil",
+            model="varnet",
+            mask="equispaced",
+            acceleration=4.0,
+            center_fraction=0.08,
+            loss="l1",
+        ),
+        demo=partial(
+            demo_data, ROOT / "data" / "demo_multi_coil", train=36, val=12, slices=5, matrix=128, seed=1, coils=8
+        ),
         models=("varnet", "rss_unet"),
         start=("zero_filled", zero_filled_rss),
         baselines=tuned_parallel,
@@ -5445,10 +5270,8 @@ class RunState:
         for name, value in vars(self.settings).items():
             before = content["parameters"].get(name, value)
             if name not in self.MAY_CHANGE.split() and before != value:
-                raise BadInput(
-                    f"{path}: trained with {name} {before!r}, not {value!r}: "
-                    "resume with the same parameters, or choose another --out"
-                )
+                trained = f"trained with {name} {before!r}, not {value!r}"
+                raise BadInput(f"{path}: {trained}: resume with the same parameters, or choose another --out")
         if not {f"{name}_state" for name in self.parts} <= set(content):
             raise BadInput(f"{path}: holds weights only, no run to go on with: resume from a run's own checkpoint.pt")
         try:
@@ -5459,9 +5282,7 @@ class RunState:
                 torch.cuda.set_rng_state(content["gpu_random_state"])
             self.history, self.seconds = content["history"], float(content["seconds"])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise BadInput(
-                f"{path}: its state does not fit this network and optimizer: choose another --out"
-            ) from error
+            raise BadInput(f"{path}: its state is not of this network and optimizer: choose another --out") from error
         print(f"{path}: going on after epoch {self.epoch}", flush=True)
 
     def save(self, row: Mapping[str, float], seconds: float) -> None:
@@ -5617,9 +5438,7 @@ def summarize_reading(path: str | Path) -> dict[str, Any]:
         means = {method: {q: mean(values) for q, values in asked.items()} for method, asked in scores.items()}
         return {"reader": content["reader"], "pairs": len(pairs), "preference": preference, "scores": means}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(
-            f"{path}: no file of blinded readings ({error!r}): the notebook on reading writes one"
-        ) from error
+        raise BadInput(f"{path}: no file of blinded readings ({error!r}): notebook 11 writes one") from error
 
 
 def summarize_run(

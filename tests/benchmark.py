@@ -122,7 +122,7 @@ def trainer(settings, precision):
 
     def step(sample):
         optimizer.zero_grad()
-        mri.l1_loss(mri.reconstruct(network, sample, precision), sample.target).backward()
+        torch.nn.functional.l1_loss(mri.reconstruct(network, sample, precision), sample.target).backward()
         optimizer.step()
 
     return step, torch.inference_mode()(lambda sample: mri.reconstruct(network, sample, precision))

@@ -19,6 +19,15 @@ def tiny(tmp_path_factory):
     return mri.demo_data(tmp_path_factory.mktemp("tiny") / "demo", train=4, val=2, slices=2, matrix=48)
 
 
+@pytest.fixture
+def one_thread():
+    """As in the programs that a test starts: sums of more threads round differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def real():
     """The folder with real scans."""

@@ -18,6 +18,7 @@ import torch
 
 import mri_utils as mri
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"epochs": 3, "features": 4, "levels": 2, "batch_size": 3, "loss": "l1"}
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONPATH": str(mri.ROOT)}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -85,15 +86,6 @@ def only_train(data, out, **changes):
     settings = SimpleNamespace(**module.parameters | SMALL | {"data": str(data), "out": str(out)} | changes)
     module.check(settings)
     return module.train(settings, *module.load_data(settings))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in the other processes: sums of more threads round differently."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

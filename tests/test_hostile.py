@@ -22,6 +22,7 @@ import zipfile
 import zlib
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -874,7 +875,10 @@ def test_a_run_is_not_resumed_from_a_hostile_checkpoint(tiny, tmp_path):
     import train
 
     small = {"data": str(tiny), "epochs": 1, "features": 4, "levels": 2, "out": str(tmp_path / "run")}
-    train.run(**small)
+    settings = train.check(SimpleNamespace(**train.parameters | small))
+    data = train.load_data(settings)
+    train.train(settings, *data)
+    settings.resume = True
     path = tmp_path / "run" / "checkpoint.pt"
     whole = torch.load(path, weights_only=True)
     for key in ("model_state", "optimizer_state", "parameters", "history", "seconds", "cpu_random_state"):
@@ -884,12 +888,12 @@ def test_a_run_is_not_resumed_from_a_hostile_checkpoint(tiny, tmp_path):
             mri.save_checkpoint(path, whole | {key: junk})
             before = fingerprint(tmp_path)
             with pytest.raises(mri.BadInput) as error:
-                train.run(**small, resume=True)
+                train.train(settings, *data)
             assert str(error.value).startswith(str(path)) and str(error.value).isprintable(), (key, junk)
             assert fingerprint(tmp_path) == before
         mri.save_checkpoint(path, {name: value for name, value in whole.items() if name != key})
         with pytest.raises(mri.BadInput):
-            train.run(**small, resume=True)
+            train.train(settings, *data)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

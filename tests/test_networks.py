@@ -283,6 +283,12 @@ def test_build_model_takes_what_it_knows():
     assert "mean" not in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_misspelled_setting_is_refused():
+    for model in (mri.Unrolled, mri.MagnitudeNetwork, mri.KSpaceNetwork):
+        with pytest.raises(mri.BadInput, match="unknown setting of a network 'featurs', did you mean 'features'"):
+            model(featurs=8)
+
+
 def test_smooth_phase_follows_the_image():
     y, x = torch.meshgrid(torch.linspace(-1, 1, 320), torch.linspace(-1, 1, 256), indexing="ij")
     magnitude = torch.exp(-4 * (x**2 + y**2))
