@@ -3370,8 +3370,9 @@ INNER_NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 def _inner(name: str, in_channels: int, out_channels: int, **settings: Any) -> nn.Module:
     """One of INNER_NETWORKS with those settings that it takes; its last layer starts at zero."""
+    known = {name for network in INNER_NETWORKS.values() for name in inspect.signature(network).parameters}
     for setting in settings:
-        choose(dict.fromkeys(MODEL_SETTINGS), setting, "setting of a network")
+        choose(dict.fromkeys(sorted(known)), setting, "setting of a network")
     network = choose(INNER_NETWORKS, name, "inner network")
     takes = inspect.signature(network).parameters
     made = network(in_channels, out_channels, **{k: v for k, v in settings.items() if k in takes and v})
