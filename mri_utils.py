@@ -3919,6 +3919,14 @@ def summarize(values: Sequence[float], subjects: Sequence[Any] | None = None) ->
     return {"mean": float(np.mean(values)), "ci95": list(bootstrap_interval(values, subjects=subjects))}
 
 
+def interval(summary: Mapping[str, Any], digits: int = 3) -> str:
+    """What summarize returned, as "mean [low, high]"; one subject has no interval."""
+    low, high = summary["ci95"]
+    return f"{summary['mean']:.{digits}f} " + (
+        f"[{low:.{digits}f}, {high:.{digits}f}]" if low < high else "(one subject)"
+    )
+
+
 def compare_paired(a: Sequence[float], b: Sequence[float], subjects: Sequence[Any] | None = None) -> dict[str, Any]:
     """Is method a better than b? Both scored on the same volumes, in the same order.
 
@@ -5508,8 +5516,7 @@ def metrics_table(metrics: Mapping[str, Any], by_acquisition: bool = False) -> s
         cells = []
         for metric, d in digits.items():
             if metric in figures and metric != "mae":
-                low, high = figures[metric]["ci95"]
-                cells.append(f"{figures[metric]['mean']:.{d}f} [{low:.{d}f}, {high:.{d}f}]".ljust(24))
+                cells.append(interval(figures[metric], d).ljust(24))
         return f"{name:24s}" + "".join(cells) + note
 
     speed = metrics["seconds_per_slice"]
@@ -5958,14 +5965,6 @@ def save_figure(figure: Any, path: str | Path) -> None:
 
     replace_file(path, lambda partial: figure.savefig(partial, format="png", dpi=100))
     plt.close(figure)
-
-
-def interval(summary: Mapping[str, Any], digits: int = 3) -> str:
-    """What summarize returned, as "mean [low, high]"; one subject has no interval."""
-    low, high = summary["ci95"]
-    return f"{summary['mean']:.{digits}f} " + (
-        f"[{low:.{digits}f}, {high:.{digits}f}]" if low < high else "(one subject)"
-    )
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -227,6 +227,9 @@ def test_warnings_reach_metrics_and_table(run):
     assert f"warning: {metrics['warnings'][0]}" in mri.metrics_table(metrics)
     paired = metrics["paired"]["net - zero_filled"]["ssim"]
     assert paired["n"] == 4 and paired["effect_size"] < 0
+    figures = metrics["methods"]["net"]["ssim"]
+    figures["ci95"] = [figures["mean"]] * 2  # as of one subject
+    assert f"{figures['mean']:.3f} (one subject)" in mri.metrics_table(metrics)
 
 
 def test_network_in_training_mode_is_refused(run):
