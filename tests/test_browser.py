@@ -148,8 +148,9 @@ def use_by_keyboard(page, panel):
         before = panel.evaluate(state)
         for key in keys:
             page.page.keyboard.press(key)
+            page.page.wait_for_timeout(200 if kind == "SELECT" else 0)  # its list takes a moment to open
         question = f"([panel, before]) => ({state})(panel) !== before"
-        page.page.wait_for_function(question, arg=[panel, before], timeout=10_000)
+        page.page.wait_for_function(question, arg=[panel, before], timeout=30_000)
         if keys == ["x"]:
             page.page.keyboard.press("Backspace")
     page.page.wait_for_function("() => book.status() == 'idle'", timeout=60_000)
