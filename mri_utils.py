@@ -5368,10 +5368,21 @@ def describe(settings: Any, train_set: SliceDataset, val_set: SliceDataset) -> s
 def changed_parameters(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """name -> (in a, in b) of the parameters that make two runs different experiments.
 
-    An ablation that changes more than one of them shows nothing about either.
+    An ablation that changes more than one of them shows nothing about either. What each run has because it is its
+    model's own, and differs because the models do, is no change besides.
     """
     names = [name for name in {**a, **b} if name not in ("device", "workers", "resume", "out")]
-    return {name: (a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name)}
+    changed = {name: (a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name)}
+    models: list[str] = [model for model in changed.get("model", ()) if model in MODELS]
+    if len(models) < 2:
+        return changed
+    own = [model_settings({"model": m}) | {"lr": LEARNING_RATES.get(m, DEFAULT_RATE)} for m in models]
+    follows = {
+        name
+        for name in (*MODEL_SETTINGS, "lr")
+        if name in changed and all(not value or value == o.get(name) for value, o in zip(changed[name], own))
+    }
+    return {name: values for name, values in changed.items() if name not in follows}
 
 
 def quality_warnings(scores: Mapping[str, tuple], val_set: SliceDataset, settings: Any) -> list[str]:

@@ -246,6 +246,10 @@ def test_changed_parameters():
         "loss": ("l1", "ssim"),
         "features": (8, 16),
     }
+    kinds = {"unet": {"model": "unet", "lr": 0.002}, "resnet": {"model": "resnet", "lr": 0.0003}}
+    unet, resnet = (kind | mri.model_settings(kind) for kind in kinds.values())
+    assert set(mri.changed_parameters(unet, resnet)) == {"model"}  # the rest follows from it
+    assert set(mri.changed_parameters(unet | {"cascades": 3}, resnet | {"lr": 0.01})) == {"model", "cascades", "lr"}
     assert mri.changed_parameters({}, {"augment": True}) == {"augment": (None, True)}
 
 
