@@ -4187,7 +4187,8 @@ class SliceDataset(torch.utils.data.Dataset):
         augment: bool = False,
         skip: bool = False,
     ) -> None:
-        self.volumes, self.seed, self.epoch = list(volumes), seed, 0
+        self.volumes, self.seed = list(volumes), seed
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
         self.skip, self.unreadable = skip, set[int]()
         self.mask, self.augment = mask, augment and seed is not None
         factors = acceleration if isinstance(acceleration, Sequence) else [acceleration]
@@ -4201,6 +4202,15 @@ class SliceDataset(torch.utils.data.Dataset):
         for size in {self.size(i) for i in range(len(self))}:
             for sampling in self.sampling:
                 sampling_mask(mask, size, *sampling, seed=0)
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch, with which training masks change; processes that read for this one see it as well."""
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, number: int) -> None:
+        self._epoch.fill_(number)
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -4390,6 +4400,7 @@ def make_loader(
         batch_sampler=SameSizeBatches(dataset, batch_size, shuffle, shards, pieces),
         collate_fn=Sample.stack,
         num_workers=workers,
+        persistent_workers=workers > 0,  # starting them anew would cost as much as a short epoch
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -4515,8 +4526,9 @@ def place(network: nn.Module, settings: Any, train_set: SliceDataset) -> nn.Modu
         learn(train_set)
     network = network.to(settings.device)
     if settings.device == "cuda":
-        fast = settings.precision != "float32"  # else TF32 would round the factors of every product to 10 bits
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
+        # TF32 rounds factors to 10 bits: enough for convolutions, if asked for, but not for GRAPPA's equations.
+        torch.backends.cudnn.allow_tf32 = settings.precision != "float32"
+        torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.benchmark = True  # batches of one size: the fastest convolution is looked for once
         if settings.precision == "bfloat16":
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -5179,12 +5191,24 @@ def count_parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
-def choose_device(name: str) -> str:
-    """The device that `auto`, `cpu` or `cuda` stands for."""
-    choose({"auto": None, "cpu": None, "cuda": None}, name, "device")
-    if name == "cuda" and not torch.cuda.is_available():
+def choose_device(settings: Any) -> None:
+    """Settle train.py's device, in place, and its precision and workers where they are left to the device.
+
+    Raises:
+        BadInput: an unknown device or precision, or a GPU where PyTorch finds none.
+    """
+    choose({"auto": None, "cpu": None, "cuda": None}, settings.device, "device")
+    found = torch.cuda.is_available()
+    if settings.device == "cuda" and not found:
         raise BadInput("device 'cuda': PyTorch finds no GPU: choose cpu or auto")
-    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+    settings.device = "cuda" if settings.device != "cpu" and found else "cpu"
+    gpu = settings.device == "cuda"
+    if not settings.precision:  # GPUs before 2020 only emulate bfloat16, slowly
+        halves = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        settings.precision = "bfloat16" if halves else "float32"
+    choose({"float32": None, "tf32": None, "bfloat16": None}, settings.precision, "precision")
+    if settings.workers == -1:
+        settings.workers = 4 if gpu else 0
 
 
 def read_numbers(text: str, name: str) -> list[float]:
@@ -5361,6 +5385,7 @@ def describe(settings: Any, train_set: SliceDataset, val_set: SliceDataset) -> s
         f"{settings.data}{simulated}: {len(train_set)} training slices of {len(train_set.volumes)} volumes, "
         f"{len(val_set)} validation slices of {len(val_set.volumes)}; mask {settings.mask} "
         f"{settings.acceleration:g}x, centre {100 * settings.center_fraction:g} %; {settings.device}"
+        + (f", {settings.precision}" if settings.precision != "float32" else "")
         + (f", {rank_and_size()[1]} processes" if rank_and_size()[1] > 1 else "")
     )
 

@@ -83,8 +83,8 @@ start_from: str = ""  # checkpoint whose weights training starts from (fine-tuni
 train_slices: int = 0  # train on this many slices only, spread evenly (0: all)
 seed: int = 0  # of the weights, the order of the slices and the training masks
 device: str = "auto"  # cpu, cuda, or auto: a GPU if there is one
-precision: str = "float32"  # of the network: float32, tf32 (on GPUs) or bfloat16
-workers: int = 0  # processes that read slices (0: the main process does)
+precision: str = ""  # of the network: float32, tf32 (on GPUs) or bfloat16 ("": bfloat16 on a GPU, else float32)
+workers: int = -1  # processes that read slices (0: the main process does; -1: 4 with a GPU, else 0)
 cache: str = ""  # folder on a fast disk or in memory for slices ready to train with ("": none)
 skip_unreadable: bool = False  # go on without training files that turn unreadable, instead of stopping
 accumulate: int = 1  # pieces that a batch is taken in, one after the other: less memory, same steps
@@ -322,9 +322,8 @@ def check(settings):
     mri.choose(SCHEDULES, settings.schedule, "schedule")
     mri.choose(mri.LOSSES, settings.loss, "loss")
     mri.choose(mri.ADVERSARIAL, settings.adversarial, "adversarial form")
-    mri.choose({"float32": None, "tf32": None, "bfloat16": None}, settings.precision, "precision")
+    mri.choose_device(settings)
     mri.check_numbers(settings)
-    settings.device = mri.choose_device(settings.device)
     return settings
 
 

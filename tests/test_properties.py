@@ -282,12 +282,36 @@ def test_learning_rates_that_cannot_work(lr):
         mri.check_numbers(SimpleNamespace(**GOOD | FREE, lr=lr))
 
 
-def test_devices(monkeypatch):
+@pytest.mark.parametrize(
+    "gpu, asked, settled",
+    [
+        (None, {}, ("cpu", "float32", 0)),
+        (None, {"device": "cpu", "precision": "bfloat16", "workers": 3}, ("cpu", "bfloat16", 3)),
+        ("new", {}, ("cuda", "bfloat16", 4)),
+        ("old", {"device": "cuda"}, ("cuda", "float32", 4)),
+        ("new", {"precision": "tf32", "workers": 0}, ("cuda", "tf32", 0)),
+        ("new", {"device": "cpu"}, ("cpu", "float32", 0)),
+    ],
+)
+def test_each_device_has_its_defaults(gpu, asked, settled, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or gpu == "new"
+    )
+    settings = SimpleNamespace(**{"device": "auto", "precision": "", "workers": -1} | asked)
+    mri.choose_device(settings)
+    assert (settings.device, settings.precision, settings.workers) == settled
+
+
+@pytest.mark.parametrize(
+    "asked, line",
+    [
+        ({"device": "cuda"}, "no GPU"),
+        ({"device": "cudo"}, "did you mean 'cuda'"),
+        ({"precision": "float16"}, "did you mean 'bfloat16'"),
+    ],
+)
+def test_devices_and_precisions_that_there_are_not(asked, line, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert mri.choose_device("auto") == mri.choose_device("cpu") == "cpu"
-    with pytest.raises(mri.BadInput, match="no GPU"):
-        mri.choose_device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert mri.choose_device("auto") == mri.choose_device("cuda") == "cuda" and mri.choose_device("cpu") == "cpu"
-    with pytest.raises(mri.BadInput, match="did you mean 'cuda'"):
-        mri.choose_device("cudo")
+    with pytest.raises(mri.BadInput, match=line):
+        mri.choose_device(SimpleNamespace(**{"device": "auto", "precision": "", "workers": 0} | asked))

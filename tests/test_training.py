@@ -115,10 +115,9 @@ def test_structure_of_metrics_json(run, tiny):
     own = {"model": "unet", "mask": "random", "acceleration": 4.0, "center_fraction": 0.08, "loss": "ssim"}
     own |= {"inner": "unet", "cascades": 1, "consistency": "hard", "start": "zero_filled", "lr": 0.002, "batch_size": 4}
     expected = parameters | SMALL | own | {"data": str(tiny), "out": str(run.folder)}
-    assert {k: v for k, v in metrics["parameters"].items() if k != "device"} == {
-        k: v for k, v in expected.items() if k != "device"
-    }
-    assert metrics["parameters"]["device"] in ("cpu", "cuda")
+    found = dict(metrics["parameters"])
+    machine = {name: (found.pop(name), expected.pop(name)) for name in ("device", "precision", "workers")}
+    assert found == expected and all(own != asked for own, asked in machine.values())
     assert {"commit", "torch", "python", "command"} <= set(metrics["provenance"])
     assert metrics["train_seconds"] > 0 and metrics["data"]["simulated"] is True
     assert metrics["parameters_count"] == mri.count_parameters(mri.load_model(run.folder / "checkpoint.pt"))
