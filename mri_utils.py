@@ -2164,7 +2164,7 @@ def simulate_cine(
         where = chest * (_step(-liver) if number < 90 else _step(liver - 3))
         vessel = ellipse(cx, cy, stretch * width, width, rng.uniform(0, 3))
         still = paint(still, signal["blood"] * rng.uniform(0.5, 0.9), vessel, where)
-    still = paint(still, signal[rng.choice(["spleen", "stomach"])], spleen, chest)
+    still = paint(still, signal[str(rng.choice(["spleen", "stomach"]))], spleen, chest)
     still = paint(still, 0.8 * signal["muscle"], ellipse(middle[0], middle[1] + 6, 44, 27), chest)
     canal = (middle[0], middle[1] + 22)
     for name, depth in (
@@ -4518,8 +4518,8 @@ def place(network: nn.Module, settings: Any, train_set: SliceDataset) -> nn.Modu
 
     Args:
         network: of MODELS.
-        settings: train.py's parameters, of which device, precision and compile count.
-        train_set: what it will see: a KSpaceSR learns its template from it, the compiler is tried on its first slice.
+        settings: train.py's parameters, of which device, precision and compile count, and for that the batches'.
+        train_set: what it will see: a KSpaceSR learns its template from it, the compiler is tried on its slices.
     """
     learn = getattr(network, "learn_template", None)
     if learn and not settings.start_from:
@@ -4533,14 +4533,21 @@ def place(network: nn.Module, settings: Any, train_set: SliceDataset) -> nn.Modu
         if settings.precision == "bfloat16":
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings.compile:
-        # The convolutions only: the compiler does not gain with complex numbers and transforms.
+        # The convolutions only: the compiler does not gain with complex numbers and transforms. For the sizes of
+        # whole batches only: code for any size was wrong at some (PyTorch 2.13), the rest goes without.
         parts = getattr(network, "networks", None) or [network.network]
+        sizes = [train_set.size(i) for i in range(len(train_set))]
+        slices = max(settings.batch_size // (settings.accumulate * rank_and_size()[1]), 1)
         try:
             for inner in parts:
-                inner.compile()
+                inner.compile(dynamic=False)
             with torch.random.fork_rng():
-                batch = Sample.stack([train_set[0]] * 2).to(settings.device)
-                reconstruct(network, batch, settings.precision).sum().backward()
+                for size, _ in Counter(sizes).most_common(3):
+                    batch = Sample.stack([train_set[sizes.index(size)]] * slices).to(settings.device)
+                    reconstruct(network.train(), batch, settings.precision).sum().backward()
+                    with torch.inference_mode():
+                        reconstruct(network.eval(), batch, settings.precision)
+            torch.compiler.set_stance("eager_on_recompile")
         except Exception as error:  # the compiler raises whatever the tools below it lead it to
             torch.compiler.set_stance("force_eager")
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]

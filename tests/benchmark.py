@@ -156,7 +156,7 @@ def training(batch, repeats):
         "unet (complex, data consistency)": {"model": "unet"},
     }
     for kind, settings in kinds.items():
-        for precision in ("float32", "bfloat16") if DEVICE == "cuda" else ("float32",):
+        for precision in ("float32", "bfloat16"):  # which not every CPU computes with, or any faster
             own_step, own_infer = trainer(settings, precision)
             name = f"this book, {kind}, {precision}"
             steps[name] = functools.partial(own_step, sample)

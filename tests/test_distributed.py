@@ -1,5 +1,6 @@
 """train.py on several processes, from a cache, in pieces; stopped and killed; on a folder of other files."""
 
+import copy
 import importlib
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from types import SimpleNamespace
 
 import h5py
@@ -383,14 +385,46 @@ def test_average_is_saved_scored_and_resumed(data, tmp_path):
     assert (tmp_path / "resumed" / "log.csv").read_bytes() == (tmp_path / "undisturbed" / "log.csv").read_bytes()
 
 
+COMPILED = {
+    "device": "cpu",
+    "precision": "float32",
+    "compile": True,
+    "start_from": "",
+    "batch_size": 2,
+    "accumulate": 1,
+}
+
+
+def test_compiled_for_whole_batches_only(tiny, capsys):
+    """Other sizes, of an odd one among them, go without: they are as right, and nothing is compiled for them."""
+    settings = SimpleNamespace(**COMPILED, model="magnitude_unet", features=2, levels=1)
+    plain, dataset = mri.build_model(vars(settings)), mri.SliceDataset(mri.read_folder(tiny / "val"), "random", 4, 0.1)
+    torch.nn.init.normal_(plain.network.last.weight)
+    try:
+        network = mri.place(copy.deepcopy(plain), settings, dataset)
+        assert capsys.readouterr().out == ""  # it did not fall back
+        sizes = Counter(torch._dynamo.utils.counters["stats"])
+        for slices, odd in ((2, 0), (3, 0), (2, 1)):
+            batch = mri.Sample.stack([dataset[0]] * slices)
+            batch.target = batch.target[..., odd:, odd:]
+            for training in (True, False):
+                with torch.inference_mode(not training):
+                    found, expected = (mri.reconstruct(n.train(training), batch) for n in (network, plain))
+                assert found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+        assert Counter(torch._dynamo.utils.counters["stats"]) == sizes and sizes["unique_graphs"] >= 2
+    finally:
+        torch.compiler.set_stance("default")
+        torch.compiler.reset()
+
+
 def test_compiling_falls_back_with_a_line(tiny, monkeypatch, capsys):
-    settings = SimpleNamespace(model="unet", features=4, levels=2, device="cpu", precision="float32", compile=True)
+    settings = SimpleNamespace(**COMPILED, model="unet", features=4, levels=2)
     network = mri.build_model(vars(settings))
 
     def fail(*_, **__):
         raise RuntimeError("no compiler here\nwith details")
 
-    def compile_to_a_fault(module):
+    def compile_to_a_fault(module, **_):
         module.register_forward_pre_hook(lambda *_: fail() if not stances else None)
 
     stances = []
