@@ -206,7 +206,7 @@ def nufft_adjoint(samples: Tensor, trajectory: Tensor, size: Sequence[int]) -> T
 
 def _nufft(values: Tensor, trajectory: Tensor, size: Sequence[int], adjoint: bool) -> Tensor:
     """nufft and nufft_adjoint; the phases in float64, because their rounding would limit the accuracy."""
-    points = trajectory.reshape(-1, 2).double() * (2 * math.pi / torch.tensor(size))  # radians per pixel
+    points = trajectory.reshape(-1, 2) * (2 * math.pi / torch.tensor(size, dtype=torch.float64))  # radians per pixel
     scale = math.sqrt(size[0] * size[1])
     if importlib.util.find_spec("finufft"):
         import finufft
@@ -605,7 +605,9 @@ def _kt_gaussian(shape: Shape, acceleration: float, center_fraction: float, rng:
 def _new_lines(shape: Shape, acceleration: float, center_fraction: float, rng: Rng, density: np.ndarray) -> np.ndarray:
     """Lines by density around the centre: (frames, H, W) -> bool (frames, 1, W), no two frames alike."""
     frames, _, n = shape
-    center, lines = _center((n,), center_fraction, acceleration), int(n / acceleration)
+    center, lines = _center((n,), center_fraction, acceleration), int(n / acceleration + 1e-9)  # 9 / (9 / 7) is 6.99..
+    if lines == n:  # nothing is left out
+        return np.ones((frames, 1, n), dtype=bool)
     free, extra = n - int(center.sum()), lines - int(center.sum())
     if extra < 0 or (frames > 1 and math.comb(free, extra) < 2 * frames):  # twice: the last new ones take many draws
         raise BadInput(
@@ -788,12 +790,13 @@ class Volume:
     def acquired(self, kspace: Tensor) -> Tensor:
         """Which phase-encode columns the scanner recorded: bool (W,).
 
-        The header's limits, less empty columns at the edge of `kspace` ([coils,] H, W). Columns
-        outside are zero in the file and in the reference; no mask counts them as sampled.
+        The header's limits, less empty columns at the edge of `kspace` ([coils,] H, W) unless the file is an
+        undersampled one. Columns outside are zero in the file and in the reference; no mask counts them as sampled.
         """
         samples, (first, end) = torch.view_as_real(kspace), self.columns
         low, high = samples.aminmax()
-        least = EMPTY_COLUMN * max(-low, high)
+        # An empty column of an undersampled file may just have been left out: none is trimmed.
+        least = EMPTY_COLUMN * max(-low, high) if self.mask is None else -1
         while first < end and samples[..., first, :].abs().max() <= least:
             first += 1
         while first < end and samples[..., end - 1, :].abs().max() <= least:
@@ -956,6 +959,8 @@ def read_volume(path: str | Path) -> Volume:
             raise BadInput(f"{path}: ismrmrd_header leaves no acquired columns: repair the header")
         if target is not None and (target.ndim != 3 or len(target) != shape[0]):
             raise BadInput(f"{path}: {key} is {target.shape} beside kspace {shape}: expected an image per slice")
+        if recon and recon[1] > shape[-1]:  # an interpolated matrix (fastMRI's AXFLAIR_203): their references are W x W
+            recon = (shape[-1], shape[-1])
         size = target.shape[-2:] if target is not None else (recon or shape[-2:])
         size = (min(size[0], shape[-2]), min(size[1], shape[-1]))
         if min(size) < 1:
@@ -1007,7 +1012,7 @@ def replace_file(path: str | Path, write: Callable[[Path], Any]) -> None:
         BadInput: disk full or no permission; the file that was there before stays as it was.
     """
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.urandom(4).hex()}.partial")  # others may be writing the same file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
@@ -1029,8 +1034,8 @@ def write_volume(
     target_size: Sequence[int],
     acquisition: str,
     patient_id: str,
-    mask: Tensor | None = None,
-    noise: Tensor | None = None,
+    mask: Tensor | np.ndarray | None = None,
+    noise: Tensor | np.ndarray | None = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write k-space as a fastMRI file that read_volume and fastMRI's own readers open.
@@ -1060,10 +1065,10 @@ def write_volume(
                 if kspace.ndim == 3:
                     file["reconstruction_esc"] = target
             else:
-                file["kspace"] = (kspace * mask + 0.0).numpy()
-                file["mask"] = mask.numpy()
+                file["kspace"] = (kspace * torch.as_tensor(mask) + 0.0).numpy()
+                file["mask"] = np.asarray(mask)
             if noise is not None:
-                file["noise"] = noise.numpy()
+                file["noise"] = np.asarray(noise)
             file.attrs["acquisition"] = acquisition
             file.attrs["patient_id"] = patient_id
             file.attrs["max"] = float(target.max())
@@ -1169,7 +1174,8 @@ def looks_interpolated(kspace: Tensor) -> bool:
 
 def spectrum_extent(kspace: Tensor) -> tuple[int, int]:
     """The matrix (rows, columns) beyond which k-space ([coils,] H, W) is empty, by looks_interpolated's threshold."""
-    ends = [(len(profile), float(distance[profile > 1e-3].max())) for profile, distance in _spectrum(kspace)]
+    # not <=: NaN, where there is nothing to compare with, counts as filled
+    ends = [(len(profile), float(distance[~(profile <= 1e-3)].max())) for profile, distance in _spectrum(kspace)]
     rows, columns = (min(size, round(size * end)) for size, end in ends)
     return rows, columns
 
@@ -1191,7 +1197,7 @@ def looks_magnitude_only(kspace: Tensor) -> bool:
     """
     image = ifft2c(kspace)
     phase = image.square().sum().angle() / 2  # one constant phase makes no scan
-    return bool((image * torch.polar(torch.ones(()), -phase)).imag.norm() < 1e-3 * image.norm())
+    return bool((image * torch.exp(-1j * phase)).imag.norm() < 1e-3 * image.norm())
 
 
 def looks_noiseless(kspace: Tensor) -> bool:
@@ -1273,7 +1279,8 @@ class ImageVolume(Volume):
 
     def fingerprints(self) -> list[str]:
         """See Volume.fingerprints: of the stored images' central rows."""
-        rows = [self.image(i)[self.image(i).shape[0] // 2].numpy() for i in range(len(self))]
+        images = (self.image(i).numpy() for i in range(len(self)))
+        rows = (image[len(image) // 2] for image in images)
         return [hashlib.sha1(row.tobytes()).hexdigest() if row.any() else "" for row in rows]
 
     def part(self, first: int, end: int) -> ImageVolume:
@@ -1303,7 +1310,7 @@ def _judging(path: Path, what: str) -> Iterator[None]:
 
 def _is_dicom(path: Path) -> bool:
     """Whether a file says of itself that it is DICOM; the name needs no suffix."""
-    with open(path, "rb") as file:
+    with _judging(path, "file"), open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 

@@ -45,6 +45,15 @@ def test_lines_of_a_frame(kind, n, factor, low):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_any_number_of_lines(kind):
+    """Also where n / (n / lines) comes out just below `lines`, and where nothing is left out."""
+    for n in (18, 25, 40):
+        for lines in range(1, n + 1):
+            assert mri.sampling_mask(kind, (1, 9, n), n / lines, 1 / n, 0).sum() == lines
+    assert mri.sampling_mask(kind, (6, 9, 40), 1, 0.1, 0).expand(6, 1, 40).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_density(kind):
     """One line outside the centre of five: it falls where the density says."""
     n, factor, draws = 40, 40 / 6, 3000
