@@ -2035,19 +2035,20 @@ def demo_data(
     Returns:
         The folder. Data that are already there are returned untouched, whatever the other arguments say.
     Raises:
-        BadInput: the folder holds something else.
+        BadInput: the folder holds something else, or cannot be made.
     """
     folder = Path(folder)
     complete = lambda: all(any((folder / split).glob("*.h5")) for split in ("train", "val"))  # noqa: E731
     if complete():
         return folder
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder}: holds something that is no complete demo data set: move it away first")
     if min(train, val) < 1:
         raise BadInput("train and val must be at least 1")
     print(f"Simulating {train + val} brain scans into {os.path.relpath(folder)} (once; simulated, no patients).")
     # Built beside and renamed when complete: an interrupted run leaves no half data set.
-    building = folder.with_name(f".{folder.name}.{os.getpid()}")
+    place = folder.resolve()  # folder may be a link to another disk
+    building = place.with_name(f".{place.name}.{os.getpid()}")
     try:
         jobs = [("train", i, i) for i in range(train)] + [("val", i, train + i) for i in range(val)]
         for split, i, subject in tqdm(jobs, desc="simulating", unit="volume"):
@@ -2069,12 +2070,12 @@ def demo_data(
                 noise=scan,
                 attributes={"simulated": True, **attributes},
             )
-        if folder.exists():
-            folder.rmdir()  # empty, see above
-        building.rename(folder)
-    except OSError:
+        if place.exists():
+            place.rmdir()  # empty, see above
+        building.rename(place)
+    except OSError as error:
         if not complete():  # else another program has finished the same data in the meantime
-            raise
+            raise BadInput(f"{folder}: cannot be made ({error.strerror}): choose another folder") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder
