@@ -186,7 +186,7 @@ def nufft(image: Tensor, trajectory: Tensor) -> Tensor:
     but some ten times slower. Barnett, Magland and af Klinteberg 2019, SIAM J. Sci. Comput. 41(5).
 
     Args:
-        image: (H, W) complex.
+        image: (H, W) complex, on the CPU.
         trajectory: (..., 2) float, row and column of each point in cycles per field of view, DC at 0:
             at whole numbers fft2c has the same samples. |row| <= H / 2, |column| <= W / 2.
     Returns:
@@ -1924,12 +1924,14 @@ def simulate_head(
         columns count in the target image), signals (tissue -> signal before the receiver's gain). With coils also
         noise_scan, complex64 (coils, 4096): what the array receives without a signal.
     Raises:
-        BadInput: an unknown sequence, an odd matrix or width, a width below matrix.
+        BadInput: an unknown sequence, an odd matrix or width, a width below matrix, nothing to scan.
     """
     timing = choose(SEQUENCES, sequence, "sequence")
     width = width or 2 * round(0.55 * matrix)
-    if matrix % 2 or width % 2 or width < matrix:
-        raise BadInput(f"matrix and width must be even and width >= matrix, got {matrix} and {width}")
+    if matrix % 2 or width % 2 or not 0 < matrix <= width or slices < 1:
+        raise BadInput(
+            f"matrix and width must be even, width >= matrix, and slices positive, got {matrix}, {width} and {slices}"
+        )
     # One random stream per purpose: asking for lesions changes neither the anatomy nor the noise.
     purposes = ["scan", "anatomy", "vessels", "lesions", "tissue", "texture", "receiver", "noise", "coils"]
     stream = lambda name: np.random.default_rng([seed, purposes.index(name)])  # noqa: E731
@@ -2125,9 +2127,13 @@ def simulate_cine(
         complex64 images (frames, matrix, matrix), largest magnitude 1; and a dict of what was simulated: seed,
         voxel_mm, ejection_fraction, noise_std, heart (row and column of the left ventricle), contraction (frames):
         0 for a full heart, 1 at its emptiest.
+    Raises:
+        BadInput: an odd matrix, no frame.
     """
     from scipy.interpolate import PchipInterpolator
 
+    if matrix % 2 or min(matrix, frames) < 1:
+        raise BadInput(f"matrix must be even, and both it and frames positive, got {matrix} and {frames}")
     rng = np.random.default_rng([seed, 0, 77])
     voxel = rng.uniform(275, 300) / matrix
     mm = (np.arange(2 * matrix) - matrix) * voxel / 2

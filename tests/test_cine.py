@@ -127,6 +127,12 @@ def test_matrix_changes_the_resolution_only():
     assert float(ratio.abs()) > 0.999
 
 
+@pytest.mark.parametrize("arguments", [dict(matrix=33), dict(matrix=0), dict(frames=0)])
+def test_hearts_that_cannot_be_scanned(arguments):
+    with pytest.raises(mri.BadInput):
+        mri.simulate_cine(0, **dict(frames=1, matrix=16) | arguments)
+
+
 def test_demo_data_are_made_once(hearts, capsys):
     before = (hearts / "val" / "cine.npz").stat().st_mtime_ns
     mri.demo_cine(hearts, train=1, val=1, frames=3, matrix=16)

@@ -60,10 +60,12 @@ def test_seed_decides_everything():
     assert np.corrcoef(a, b)[0, 1] < 0.95 and info["snr"] != info_other["snr"]
 
 
-@pytest.mark.parametrize("arguments", [dict(sequence="EPI"), dict(matrix=47), dict(matrix=48, width=40)])
+@pytest.mark.parametrize(
+    "arguments", [dict(sequence="EPI"), dict(matrix=47), dict(matrix=48, width=40), dict(matrix=0), dict(slices=0)]
+)
 def test_refuses_what_it_cannot_scan(arguments):
-    with pytest.raises(ValueError):
-        mri.simulate_head(0, slices=1, **arguments)
+    with pytest.raises(mri.BadInput):
+        mri.simulate_head(0, **dict(slices=1) | arguments)
 
 
 def test_head_fits_the_field_of_view():
