@@ -849,7 +849,7 @@ def _plain_layout(path: Path, key: str, *_state: int) -> tuple[int, np.dtype] | 
     with h5py.File(path, "r") as file:
         data = file[key]
         start, stored = data.id.get_offset(), data.dtype
-        plain = start is not None and stored.kind in "cfiu" and data.id.get_type().get_size() == stored.itemsize
+        plain = start is not None and stored.kind in "cfiu" and data.id.get_type() == h5py.h5t.py_create(stored)
         return (start, np.dtype((stored, data.shape[1:]))) if plain else None
 
 

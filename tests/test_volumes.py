@@ -212,6 +212,19 @@ def test_every_layout_gives_the_same_slices_also_after_a_change(path, random, la
     assert torch.equal(volume.kspace(2), second[2])
 
 
+def test_numbers_that_lie_in_the_file_in_another_order(path):
+    """HDF5 allows the imaginary part to be stored first: such slices are read by HDF5."""
+    with h5py.File(path, "r+") as file:
+        kspace = file["kspace"][()]
+        del file["kspace"]
+        pair = h5py.h5t.create(h5py.h5t.COMPOUND, 8)
+        pair.insert(b"r", 4, h5py.h5t.IEEE_F32LE)
+        pair.insert(b"i", 0, h5py.h5t.IEEE_F32LE)
+        h5py.h5d.create(file.id, b"kspace", pair, h5py.h5s.create_simple(kspace.shape))
+        file["kspace"][...] = kspace
+    assert np.array_equal(mri.read_volume(path).kspace(1), kspace[1])
+
+
 def test_fastmri_reads_our_files(tiny):
     data = pytest.importorskip("fastmri.data.mri_data", reason="pip install --no-deps fastmri==0.3.0")
     theirs = data.SliceDataset(tiny / "train", "singlecoil")
