@@ -186,7 +186,7 @@ def nufft(image: Tensor, trajectory: Tensor) -> Tensor:
     but some ten times slower. Barnett, Magland and af Klinteberg 2019, SIAM J. Sci. Comput. 41(5).
 
     Args:
-        image: (H, W) complex.
+        image: (H, W) complex, on the CPU.
         trajectory: (..., 2) float, row and column of each point in cycles per field of view, DC at 0:
             at whole numbers fft2c has the same samples. |row| <= H / 2, |column| <= W / 2.
     Returns:
@@ -206,7 +206,7 @@ def nufft_adjoint(samples: Tensor, trajectory: Tensor, size: Sequence[int]) -> T
 
 def _nufft(values: Tensor, trajectory: Tensor, size: Sequence[int], adjoint: bool) -> Tensor:
     """nufft and nufft_adjoint; the phases in float64, because their rounding would limit the accuracy."""
-    points = trajectory.reshape(-1, 2).double() * (2 * math.pi / torch.tensor(size))  # radians per pixel
+    points = trajectory.reshape(-1, 2) * (2 * math.pi / torch.tensor(size, dtype=torch.float64))  # radians per pixel
     scale = math.sqrt(size[0] * size[1])
     if importlib.util.find_spec("finufft"):
         import finufft
@@ -605,7 +605,9 @@ def _kt_gaussian(shape: Shape, acceleration: float, center_fraction: float, rng:
 def _new_lines(shape: Shape, acceleration: float, center_fraction: float, rng: Rng, density: np.ndarray) -> np.ndarray:
     """Lines by density around the centre: (frames, H, W) -> bool (frames, 1, W), no two frames alike."""
     frames, _, n = shape
-    center, lines = _center((n,), center_fraction, acceleration), int(n / acceleration)
+    center, lines = _center((n,), center_fraction, acceleration), int(n / acceleration + 1e-9)  # 9 / (9 / 7) is 6.99..
+    if lines == n:  # nothing is left out
+        return np.ones((frames, 1, n), dtype=bool)
     free, extra = n - int(center.sum()), lines - int(center.sum())
     if extra < 0 or (frames > 1 and math.comb(free, extra) < 2 * frames):  # twice: the last new ones take many draws
         raise BadInput(
@@ -788,12 +790,13 @@ class Volume:
     def acquired(self, kspace: Tensor) -> Tensor:
         """Which phase-encode columns the scanner recorded: bool (W,).
 
-        The header's limits, less empty columns at the edge of `kspace` ([coils,] H, W). Columns
-        outside are zero in the file and in the reference; no mask counts them as sampled.
+        The header's limits, less empty columns at the edge of `kspace` ([coils,] H, W) unless the file is an
+        undersampled one. Columns outside are zero in the file and in the reference; no mask counts them as sampled.
         """
         samples, (first, end) = torch.view_as_real(kspace), self.columns
         low, high = samples.aminmax()
-        least = EMPTY_COLUMN * max(-low, high)
+        # An empty column of an undersampled file may just have been left out: none is trimmed.
+        least = EMPTY_COLUMN * max(-low, high) if self.mask is None else -1
         while first < end and samples[..., first, :].abs().max() <= least:
             first += 1
         while first < end and samples[..., end - 1, :].abs().max() <= least:
@@ -846,7 +849,7 @@ def _plain_layout(path: Path, key: str, *_state: int) -> tuple[int, np.dtype] | 
     with h5py.File(path, "r") as file:
         data = file[key]
         start, stored = data.id.get_offset(), data.dtype
-        plain = start is not None and stored.kind in "cfiu" and data.id.get_type().get_size() == stored.itemsize
+        plain = start is not None and stored.kind in "cfiu" and data.id.get_type() == h5py.h5t.py_create(stored)
         return (start, np.dtype((stored, data.shape[1:]))) if plain else None
 
 
@@ -956,6 +959,8 @@ def read_volume(path: str | Path) -> Volume:
             raise BadInput(f"{path}: ismrmrd_header leaves no acquired columns: repair the header")
         if target is not None and (target.ndim != 3 or len(target) != shape[0]):
             raise BadInput(f"{path}: {key} is {target.shape} beside kspace {shape}: expected an image per slice")
+        if recon and recon[1] > shape[-1]:  # an interpolated matrix (fastMRI's AXFLAIR_203): their references are W x W
+            recon = (shape[-1], shape[-1])
         size = target.shape[-2:] if target is not None else (recon or shape[-2:])
         size = (min(size[0], shape[-2]), min(size[1], shape[-1]))
         if min(size) < 1:
@@ -1007,7 +1012,7 @@ def replace_file(path: str | Path, write: Callable[[Path], Any]) -> None:
         BadInput: disk full or no permission; the file that was there before stays as it was.
     """
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.urandom(4).hex()}.partial")  # others may be writing the same file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
@@ -1029,8 +1034,8 @@ def write_volume(
     target_size: Sequence[int],
     acquisition: str,
     patient_id: str,
-    mask: Tensor | None = None,
-    noise: Tensor | None = None,
+    mask: Tensor | np.ndarray | None = None,
+    noise: Tensor | np.ndarray | None = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write k-space as a fastMRI file that read_volume and fastMRI's own readers open.
@@ -1060,10 +1065,10 @@ def write_volume(
                 if kspace.ndim == 3:
                     file["reconstruction_esc"] = target
             else:
-                file["kspace"] = (kspace * mask + 0.0).numpy()
-                file["mask"] = mask.numpy()
+                file["kspace"] = (kspace * torch.as_tensor(mask) + 0.0).numpy()
+                file["mask"] = np.asarray(mask)
             if noise is not None:
-                file["noise"] = noise.numpy()
+                file["noise"] = np.asarray(noise)
             file.attrs["acquisition"] = acquisition
             file.attrs["patient_id"] = patient_id
             file.attrs["max"] = float(target.max())
@@ -1169,7 +1174,8 @@ def looks_interpolated(kspace: Tensor) -> bool:
 
 def spectrum_extent(kspace: Tensor) -> tuple[int, int]:
     """The matrix (rows, columns) beyond which k-space ([coils,] H, W) is empty, by looks_interpolated's threshold."""
-    ends = [(len(profile), float(distance[profile > 1e-3].max())) for profile, distance in _spectrum(kspace)]
+    # not <=: NaN, where there is nothing to compare with, counts as filled
+    ends = [(len(profile), float(distance[~(profile <= 1e-3)].max())) for profile, distance in _spectrum(kspace)]
     rows, columns = (min(size, round(size * end)) for size, end in ends)
     return rows, columns
 
@@ -1191,7 +1197,7 @@ def looks_magnitude_only(kspace: Tensor) -> bool:
     """
     image = ifft2c(kspace)
     phase = image.square().sum().angle() / 2  # one constant phase makes no scan
-    return bool((image * torch.polar(torch.ones(()), -phase)).imag.norm() < 1e-3 * image.norm())
+    return bool((image * torch.exp(-1j * phase)).imag.norm() < 1e-3 * image.norm())
 
 
 def looks_noiseless(kspace: Tensor) -> bool:
@@ -1273,7 +1279,8 @@ class ImageVolume(Volume):
 
     def fingerprints(self) -> list[str]:
         """See Volume.fingerprints: of the stored images' central rows."""
-        rows = [self.image(i)[self.image(i).shape[0] // 2].numpy() for i in range(len(self))]
+        images = (self.image(i).numpy() for i in range(len(self)))
+        rows = (image[len(image) // 2] for image in images)
         return [hashlib.sha1(row.tobytes()).hexdigest() if row.any() else "" for row in rows]
 
     def part(self, first: int, end: int) -> ImageVolume:
@@ -1303,7 +1310,7 @@ def _judging(path: Path, what: str) -> Iterator[None]:
 
 def _is_dicom(path: Path) -> bool:
     """Whether a file says of itself that it is DICOM; the name needs no suffix."""
-    with open(path, "rb") as file:
+    with _judging(path, "file"), open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
@@ -1748,11 +1755,12 @@ def _tissue_fractions(
     columns: np.ndarray,
     scale: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """One individual head: the share of every tissue at every point, summing to at most one (air: zero).
+    """One individual head: the share of every tissue at every point.
 
     stream(name) is the random generator of one purpose; z, rows (anterior first) and columns are coordinates in mm;
     scale (3,) is the size of this head relative to the average, along x, y, z. Returns tissue name -> float32
-    (slices, rows, columns); see TISSUES. No lesions yet.
+    (slices, rows, columns); see TISSUES. They sum to 0 in air, to at most one elsewhere; at the rim of the flow voids
+    under the skull, a 300th of the head, to 1.25 at most. No lesions yet.
     """
     from scipy import ndimage
     from scipy.spatial.transform import Rotation
@@ -1917,12 +1925,14 @@ def simulate_head(
         columns count in the target image), signals (tissue -> signal before the receiver's gain). With coils also
         noise_scan, complex64 (coils, 4096): what the array receives without a signal.
     Raises:
-        BadInput: an unknown sequence, an odd matrix or width, a width below matrix.
+        BadInput: an unknown sequence, an odd matrix or width, a width below matrix, nothing to scan.
     """
     timing = choose(SEQUENCES, sequence, "sequence")
     width = width or 2 * round(0.55 * matrix)
-    if matrix % 2 or width % 2 or width < matrix:
-        raise BadInput(f"matrix and width must be even and width >= matrix, got {matrix} and {width}")
+    if matrix % 2 or width % 2 or not 0 < matrix <= width or slices < 1:
+        raise BadInput(
+            f"matrix and width must be even, width >= matrix, and slices positive, got {matrix}, {width} and {slices}"
+        )
     # One random stream per purpose: asking for lesions changes neither the anatomy nor the noise.
     purposes = ["scan", "anatomy", "vessels", "lesions", "tissue", "texture", "receiver", "noise", "coils"]
     stream = lambda name: np.random.default_rng([seed, purposes.index(name)])  # noqa: E731
@@ -2028,19 +2038,20 @@ def demo_data(
     Returns:
         The folder. Data that are already there are returned untouched, whatever the other arguments say.
     Raises:
-        BadInput: the folder holds something else.
+        BadInput: the folder holds something else, or cannot be made.
     """
     folder = Path(folder)
     complete = lambda: all(any((folder / split).glob("*.h5")) for split in ("train", "val"))  # noqa: E731
     if complete():
         return folder
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder}: holds something that is no complete demo data set: move it away first")
     if min(train, val) < 1:
         raise BadInput("train and val must be at least 1")
     print(f"Simulating {train + val} brain scans into {os.path.relpath(folder)} (once; simulated, no patients).")
     # Built beside and renamed when complete: an interrupted run leaves no half data set.
-    building = folder.with_name(f".{folder.name}.{os.getpid()}")
+    place = folder.resolve()  # folder may be a link to another disk
+    building = place.with_name(f".{place.name}.{os.getpid()}")
     try:
         jobs = [("train", i, i) for i in range(train)] + [("val", i, train + i) for i in range(val)]
         for split, i, subject in tqdm(jobs, desc="simulating", unit="volume"):
@@ -2062,12 +2073,12 @@ def demo_data(
                 noise=scan,
                 attributes={"simulated": True, **attributes},
             )
-        if folder.exists():
-            folder.rmdir()  # empty, see above
-        building.rename(folder)
-    except OSError:
+        if place.exists():
+            place.rmdir()  # empty, see above
+        building.rename(place)
+    except OSError as error:
         if not complete():  # else another program has finished the same data in the meantime
-            raise
+            raise BadInput(f"{folder}: cannot be made ({error.strerror}): choose another folder") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder
@@ -2117,9 +2128,13 @@ def simulate_cine(
         complex64 images (frames, matrix, matrix), largest magnitude 1; and a dict of what was simulated: seed,
         voxel_mm, ejection_fraction, noise_std, heart (row and column of the left ventricle), contraction (frames):
         0 for a full heart, 1 at its emptiest.
+    Raises:
+        BadInput: an odd matrix, no frame.
     """
     from scipy.interpolate import PchipInterpolator
 
+    if matrix % 2 or min(matrix, frames) < 1:
+        raise BadInput(f"matrix must be even, and both it and frames positive, got {matrix} and {frames}")
     rng = np.random.default_rng([seed, 0, 77])
     voxel = rng.uniform(275, 300) / matrix
     mm = (np.arange(2 * matrix) - matrix) * voxel / 2

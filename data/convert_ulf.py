@@ -76,7 +76,8 @@ def convert(args: argparse.Namespace) -> None:
         raise mri.BadInput(f"--val {' '.join(val)}: name some, not all, of the heads found: {', '.join(subjects)}")
     volumes = {key: read_kspace(path, args.variable, args.slice_axis) for key, path in scans.items()}
 
-    building = args.out.with_name(f".{args.out.name}.partial")  # renamed when complete
+    place = args.out.resolve()  # it may be ".", or a link to another disk
+    building = place.with_name(f".{place.name}.partial")  # renamed when complete
     shutil.rmtree(building, ignore_errors=True)  # of an earlier run that was killed
     try:
         for (subject, sequence), kspace in volumes.items():
@@ -84,10 +85,10 @@ def convert(args: argparse.Namespace) -> None:
             names = dict(acquisition=f"ULF_{sequence}", patient_id=f"ulf_{subject}")
             mri.write_volume(building / path, kspace, target_size=kspace.shape[1:], **names)
             print(f"{scans[subject, sequence]} -> {args.out / path}  {kspace.shape}")
-        building.replace(args.out)
+        building.replace(place)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    print(f"{len(volumes)} volumes; next: python train.py --data {args.out} --out runs/{args.out.name}")
+    print(f"{len(volumes)} volumes; next: python train.py --data {args.out} --out runs/{place.name}")
 
 
 def main(argv: list[str] | None = None) -> None:

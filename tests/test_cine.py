@@ -45,6 +45,15 @@ def test_lines_of_a_frame(kind, n, factor, low):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_any_number_of_lines(kind):
+    """Also where n / (n / lines) comes out just below `lines`, and where nothing is left out."""
+    for n in (18, 25, 40):
+        for lines in range(1, n + 1):
+            assert mri.sampling_mask(kind, (1, 9, n), n / lines, 1 / n, 0).sum() == lines
+    assert mri.sampling_mask(kind, (6, 9, 40), 1, 0.1, 0).expand(6, 1, 40).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_density(kind):
     """One line outside the centre of five: it falls where the density says."""
     n, factor, draws = 40, 40 / 6, 3000
@@ -116,6 +125,12 @@ def test_matrix_changes_the_resolution_only():
     same = mri.ifft2c(mri.center_crop(mri.fft2c(large), (48, 48)))
     ratio = (small.conj() * same).sum() / (small.norm() * same.norm())
     assert float(ratio.abs()) > 0.999
+
+
+@pytest.mark.parametrize("arguments", [dict(matrix=33), dict(matrix=0), dict(frames=0)])
+def test_hearts_that_cannot_be_scanned(arguments):
+    with pytest.raises(mri.BadInput):
+        mri.simulate_cine(0, **dict(frames=1, matrix=16) | arguments)
 
 
 def test_demo_data_are_made_once(hearts, capsys):

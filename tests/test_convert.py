@@ -171,6 +171,17 @@ def test_an_error_is_one_line_and_a_status(tmp_path):
     assert result.stderr.count("\n") == 1
 
 
+def test_the_folder_may_be_a_link_or_the_current_one(source, tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for folder, place in ((tmp_path / "link", "disk"), (".", "here")):
+        convert(source, folder)
+        assert len(mri.read_folder(tmp_path / place / "train")) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"mat", "disk", "link", "here"}
+
+
 def test_a_failed_write_leaves_nothing(source, monkeypatch):
     written = []
 

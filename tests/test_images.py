@@ -174,6 +174,9 @@ def test_faults_are_told_in_one_line(tmp_path, monkeypatch):
         pictures = [Image.fromarray(p.astype(np.uint8)) for p in (pixels if name == "pages" else [pixels])]
         pictures[0].save(tmp_path / name / "1.tif", save_all=True, append_images=pictures[1:])
         refuse(tmp_path / name, "a colour image or several in one")
+    (tmp_path / "no_read").mkdir()
+    (tmp_path / "no_read" / "1").symlink_to("/proc/self/mem")
+    refuse(tmp_path / "no_read", "damaged file (OSError)")
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
     refuse(tmp_path / "torn", "damaged image")

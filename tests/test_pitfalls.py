@@ -96,6 +96,9 @@ def test_data_crimes(head):
         "enlarged": (True, False),
     }
     assert mri.looks_magnitude_only(mri.fft2c(mri.ifft2c(enlarged).abs()))
+    assert mri.looks_magnitude_only(turned.to(torch.complex128))
+    assert mri.spectrum_extent(enlarged) == k.shape
+    assert mri.spectrum_extent(enlarged[:, 102:110]) == (96, 8)  # eight columns are too few to tell
     # the crime pays: half of k-space follows from the other half, or need not be measured at all
     half = torch.arange(106) >= 53
     mirrored = [torch.where(half, x, x.flip(-2, -1).roll((1, 1), (-2, -1)).conj()) for x in (k, magnitude)]

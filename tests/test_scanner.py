@@ -60,10 +60,12 @@ def test_seed_decides_everything():
     assert np.corrcoef(a, b)[0, 1] < 0.95 and info["snr"] != info_other["snr"]
 
 
-@pytest.mark.parametrize("arguments", [dict(sequence="EPI"), dict(matrix=47), dict(matrix=48, width=40)])
+@pytest.mark.parametrize(
+    "arguments", [dict(sequence="EPI"), dict(matrix=47), dict(matrix=48, width=40), dict(matrix=0), dict(slices=0)]
+)
 def test_refuses_what_it_cannot_scan(arguments):
-    with pytest.raises(ValueError):
-        mri.simulate_head(0, slices=1, **arguments)
+    with pytest.raises(mri.BadInput):
+        mri.simulate_head(0, **dict(slices=1) | arguments)
 
 
 def test_head_fits_the_field_of_view():
@@ -274,3 +276,15 @@ def test_foreign_files_are_not_touched(tmp_path):
     with pytest.raises(mri.BadInput, match="move it away"):
         mri.demo_data(tmp_path / "demo", train=1, val=1, slices=1, matrix=32)
     assert note.read_text() == "mine"
+
+
+def test_demo_data_on_another_disk_or_where_they_cannot_be(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "demo").symlink_to(tmp_path / "disk")
+    assert len(list(mri.demo_data(tmp_path / "demo", train=1, val=1, slices=1, matrix=32).glob("*/*.h5"))) == 2
+    assert (tmp_path / "demo").is_symlink() and {path.name for path in tmp_path.iterdir()} == {"disk", "demo"}
+    (tmp_path / "note").write_text("mine")
+    for folder, words in ((tmp_path / "note", "move it away"), (tmp_path / "note" / "demo", "Not a directory")):
+        with pytest.raises(mri.BadInput, match=words) as error:
+            mri.demo_data(folder, train=1, val=1, slices=1, matrix=32)
+        assert str(folder) in str(error.value) and "\n" not in str(error.value)

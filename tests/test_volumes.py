@@ -109,6 +109,24 @@ def test_test_files_keep_their_mask(tmp_path, random):
     assert float(sample.acceleration) == pytest.approx(10 / 4)
 
 
+def test_columns_left_out_at_the_edge_are_unknown(tmp_path, random):
+    """They are as empty as columns that the scanner never records, but not known to be zero."""
+    mask = torch.arange(10) % 4 == 2
+    volume = mri.read_volume(write(tmp_path / "test.h5", random(2, 16, 10), mask=mask.numpy()))
+    assert volume.acquired(volume.kspace(0)).all()
+    sample = mri.SliceDataset([volume], "random", 4, 0.2)[0]
+    assert torch.equal(sample.mask[0], mask) and float(sample.acceleration) == pytest.approx(5)
+
+
+def test_an_interpolated_matrix_in_the_header(tmp_path):
+    """fastMRI's AXFLAIR_203: k-space 512 x 213, a header that says 512 x 512, references of 213 x 213."""
+    path = tmp_path / "file_brain_AXFLAIR_203_1.h5"
+    with h5py.File(path, "w") as file:
+        file["kspace"] = np.ones((1, 2, 64, 27), np.complex64)
+        file["ismrmrd_header"] = mri.HEADER.format(height=64, width=27, h=64, w=64, last=26, center=13)
+    assert mri.read_volume(path).target(0).shape == (27, 27)
+
+
 @pytest.mark.parametrize(
     ("center", "last", "columns"), [(5, 9, (0, 10)), (3, 5, (2, 8)), (4, 7, (1, 9)), (5, 6, (0, 7))]
 )
@@ -192,6 +210,19 @@ def test_every_layout_gives_the_same_slices_also_after_a_change(path, random, la
     with h5py.File(path, "r+") as file:
         file["kspace"][...] = second.numpy()
     assert torch.equal(volume.kspace(2), second[2])
+
+
+def test_numbers_that_lie_in_the_file_in_another_order(path):
+    """HDF5 allows the imaginary part to be stored first: such slices are read by HDF5."""
+    with h5py.File(path, "r+") as file:
+        kspace = file["kspace"][()]
+        del file["kspace"]
+        pair = h5py.h5t.create(h5py.h5t.COMPOUND, 8)
+        pair.insert(b"r", 4, h5py.h5t.IEEE_F32LE)
+        pair.insert(b"i", 0, h5py.h5t.IEEE_F32LE)
+        h5py.h5d.create(file.id, b"kspace", pair, h5py.h5s.create_simple(kspace.shape))
+        file["kspace"][...] = kspace
+    assert np.array_equal(mri.read_volume(path).kspace(1), kspace[1])
 
 
 def test_fastmri_reads_our_files(tiny):
@@ -375,6 +406,19 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     with open(path) as reader:  # who has the old file open reads on in it
         mri.replace_file(path, lambda partial: partial.write_text("new"))
         assert reader.read() == "old" and path.read_text() == "new"
+
+
+def test_two_programs_write_the_same_file(tmp_path):
+    """As two runs of a sweep that fill one cache: each writes its own partial file, the last one is kept."""
+    path = tmp_path / "cache.slices"
+
+    def write_while_another_does(partial):
+        partial.write_text("first")
+        mri.replace_file(path, lambda other: other.write_text("second"))
+        assert path.read_text() == "second"
+
+    mri.replace_file(path, write_while_another_does)
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
 
 
 LIMITED = """
