@@ -1324,8 +1324,12 @@ DICOM_TAGS = [
 ]
 
 
+# DICOM's kinds of files that accompany images: directories, presentation states, reports.
+NO_IMAGES = ("1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.11.", "1.2.840.10008.5.1.4.1.1.88.")
+
+
 def _dicom(path: Path, pixels: bool = False) -> Any:
-    """The header of a DICOM file, or its image as float32 (H, W).
+    """The header of a DICOM file, or its image as float32 (H, W); None for a kind of file that has no image.
 
     Raises:
         BadInput: no pydicom; the file is damaged, compressed without a decoder, in colour, too large ..
@@ -1340,6 +1344,8 @@ def _dicom(path: Path, pixels: bool = False) -> Any:
             raise BadInput(f"{path}: the whole file is deflated: convert it (dcmconv +te)")
         tags: list[Any] = [*DICOM_TAGS, "PixelData"] if pixels else [*DICOM_TAGS]
         data = pydicom.dcmread(path, specific_tags=tags, stop_before_pixels=not pixels)
+        if str(data.file_meta.get("MediaStorageSOPClassUID")).startswith(NO_IMAGES):
+            return None
         rows, columns = int(data.get("Rows") or 0), int(data.get("Columns") or 0)
         if rows < 1 or columns < 1 or (pixels and "PixelData" not in data):
             raise BadInput(f"{path}: no pixel data in it, so no image: remove the file")
@@ -1411,6 +1417,8 @@ def _series(files: Sequence[Path]) -> Iterator[tuple[str, dict, list[Path]]]:
     series: dict[Any, list[tuple[float, Path, Any]]] = {}
     for path in files:
         data = _dicom(path)
+        if data is None:
+            continue
         try:
             kind = "/".join(map(str, data.get("ImageType") or ()))
             turn = [float(v) for v in data.get("ImageOrientationPatient") or ()]
@@ -1446,9 +1454,10 @@ def read_images(folder: str | Path, phase: bool = True, noise: float = 0.0) -> l
 
     Subfolders are searched. A DICOM series is one volume, sorted by position; so are the plain images of one
     folder, sorted by name, which count as one subject. Names and numbers of patients appear nowhere: subjects are
-    numbered. Images that the scanner interpolated are cropped in k-space to the acquired matrix, known from the header
-    (AcquisitionMatrix) or from where the spectrum of the middle slice ends, and every matrix to multiples of 8, so
-    that half and a quarter of it are whole and even.
+    numbered. DICOM files without images, such as the directory of an export, are passed over. Images that the scanner
+    interpolated are cropped in k-space to the acquired matrix, known from the header (AcquisitionMatrix) or from
+    where the spectrum of the middle slice ends, and every matrix to multiples of 8, so that half and a quarter of it
+    are whole and even.
 
     Args:
         folder: of the files.
@@ -5309,6 +5318,9 @@ class RunState:
         self.history: list[dict[str, float]] = []
         self.tensorboard: Any = None
         last = self.folder / "checkpoint.pt"
+        if settings.resume and rank_and_size()[0] == 0:
+            for left in self.folder.glob("*.partial"):  # by a run that was killed while it wrote
+                left.unlink()
         if settings.resume and last.exists():
             self._load(read_checkpoint(last), last)
         elif self.folder.exists() and not self.folder.is_dir():

@@ -140,6 +140,22 @@ def refuse(folder, *parts):
     assert all(part in text for part in parts), text
 
 
+def test_what_an_export_holds_beside_images_is_passed_over(tmp_path):
+    for number in range(2):
+        write_dicom(tmp_path / f"IM{number}", picture(number), float(number))
+    for name, kind in (("DICOMDIR", "MediaStorageDirectory"), ("PR", "GrayscaleSoftcopyPresentationState")):
+        data = pydicom.dcmread(tmp_path / "IM0")
+        del data.PixelData, data.Rows, data.Columns
+        data.file_meta.MediaStorageSOPClassUID = getattr(pydicom.uid, f"{kind}Storage")
+        data.save_as(tmp_path / name)
+    (volume,) = mri.read_images(tmp_path)
+    assert [path.name for path in volume.files] == ["IM0", "IM1"]
+    (tmp_path / "report").mkdir()
+    data.file_meta.MediaStorageSOPClassUID = pydicom.uid.BasicTextSRStorage
+    data.save_as(tmp_path / "report" / "SR")
+    refuse(tmp_path / "report", "no DICOM, PNG or TIFF image in it")
+
+
 def test_faults_are_told_in_one_line(tmp_path, monkeypatch):
     good = picture()
     (tmp_path / "empty").mkdir()

@@ -203,13 +203,15 @@ def test_killed_and_resumed_is_undisturbed(kind, tiny, tmp_path, capsys):
     assert same_weights(tmp_path / "whole" / "checkpoint.pt", tmp_path / "killed" / "checkpoint.pt")
 
 
-@pytest.mark.parametrize("left", ["best.pt", "best.pt.partial", "checkpoint.pt.partial"])
-def test_killed_while_the_first_checkpoint_was_written(tiny, tmp_path, left):
+@pytest.mark.parametrize("left", ["best.pt", "best.pt.0a1b2c3d.partial", "checkpoint.pt.0a1b2c3d.partial"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_killed_while_the_first_checkpoint_was_written(tiny, tmp_path, left, resume):
     """What a kill in the middle of the first save leaves is no reason to refuse the folder."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / left).write_bytes(b"half a file")
-    only_train(data=tiny, out=tmp_path / "run", epochs=1, resume=left == "best.pt")
+    only_train(data=tiny, out=tmp_path / "run", epochs=1, resume=resume)
     assert mri.read_checkpoint(tmp_path / "run" / "checkpoint.pt")["epoch"] == 1
+    assert not resume or not list((tmp_path / "run").glob("*.partial"))
 
 
 def test_resuming_a_complete_run_trains_no_more(run, tiny, tmp_path):
