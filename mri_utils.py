@@ -1238,7 +1238,7 @@ class ImageVolume(Volume):
 
     Networks look better on such data than on scans (see looks_interpolated, looks_magnitude_only). So k-space is
     cropped to the acquired matrix, and a smooth phase, and noise if wanted, are simulated; both are the same at every
-    reading, because the name of the file is their seed.
+    reading, because the image is their seed (names are not: every series has its IM0001).
 
     Attributes:
         files: the image of each slice.
@@ -1264,9 +1264,9 @@ class ImageVolume(Volume):
     def kspace(self, index: int) -> Tensor:
         """See Volume.kspace; the image values keep their size."""
         image = self.image(index)
+        random = np.random.RandomState(np.frombuffer(hashlib.sha1(image.numpy().tobytes()).digest(), np.uint32))
         kspace = center_crop(fft2c(image), self.shape[1:])
         image = ifft2c(kspace) * math.sqrt(kspace.numel() / image.numel())
-        random = np.random.RandomState(tuple(map(ord, self.files[index].name)))
         if self.phase:
             y, x = (torch.linspace(-1, 1, n) for n in image.shape)
             terms = torch.stack(torch.broadcast_tensors(torch.ones(()), y[:, None], x, y[:, None] ** 2, x**2))

@@ -68,6 +68,20 @@ def test_series_are_told_apart_and_sorted_by_position(tmp_path):
     assert len(set(first.fingerprints())) == 4
 
 
+def test_files_of_one_name_share_neither_phase_nor_noise(tmp_path):
+    """Every series has its IM0001: a network that knew its noise from training would be praised for it."""
+    for folder in ("a", "b"):
+        write_dicom(tmp_path / folder / "IM1", picture(ord(folder)))
+    drawn = []
+    for folder in ("a", "b"):
+        noisy, plain = (mri.read_images(tmp_path / folder, phase=False, noise=n)[0].kspace(0) for n in (0.05, 0.0))
+        phased = mri.ifft2c(mri.read_images(tmp_path / folder)[0].kspace(0))
+        drawn.append((noisy - plain, phased / phased.abs()))
+    (noise, phase), (other_noise, other_phase) = drawn
+    assert abs(torch.vdot(noise.flatten(), other_noise.flatten())) < 0.1 * noise.norm() * other_noise.norm()
+    assert (phase - other_phase).abs().max() > 0.1
+
+
 def test_echoes_of_one_series_are_two_volumes(tmp_path):
     for echo in (2.0, 4.0):
         for position in range(2):
