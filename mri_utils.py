@@ -3253,7 +3253,7 @@ class SpaceTimeConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, frames, channels, H, W) -> the same with out_channels."""
         y = super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        before, now, after = self.time[..., None, None].unbind(1)
+        before, now, after = self.time.to(y.dtype)[..., None, None].unbind(1)  # bfloat16 stays bfloat16
         return before * y.roll(1, 1) + now * y + after * y.roll(-1, 1)
 
 
@@ -4776,6 +4776,9 @@ class Adversary:
         self.vgg = vgg_features() if settings.perceptual_weight else None
         if self.vgg:
             self.vgg.to(settings.device)
+            # Mean and standard deviation of the pictures that it was trained on, by colour.
+            colours = torch.tensor([(0.485, 0.456, 0.406), (0.229, 0.224, 0.225)], device=settings.device)
+            self.colours = colours[..., None, None]
         self.discriminator = PatchDiscriminator().to(settings.device)
         # Little momentum, as usual here: the other player moves.
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=settings.lr / 4, betas=(0.5, 0.9))
@@ -4796,7 +4799,7 @@ class Adversary:
         if not perceptual:
             return loss
         if self.vgg:
-            ours, theirs = ([self.vgg(x[:, None].expand(-1, 3, -1, -1))] for x in (image, target))
+            ours, theirs = ([self.vgg((x[:, None] - self.colours[0]) / self.colours[1])] for x in (image, target))
         else:
             ours, theirs = (self.discriminator.features(x, given) for x in (image, target))
         distances = [(a - b.detach()).abs().mean() for a, b in zip(ours, theirs)]

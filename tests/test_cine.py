@@ -250,6 +250,12 @@ def test_gradient_along_time_has_its_adjoint(random):
 # --- networks ----------------------------------------------------------------
 
 
+def test_space_time_convolution_stays_in_bfloat16(random):
+    layer, x = mri.SpaceTimeConv(3, 4, 3, padding=1), random(1, 5, 3, 8, 9, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+
+
 def test_space_time_convolution_is_a_3d_convolution(random):
     layer, x = mri.SpaceTimeConv(3, 4, 3, padding=1), random(2, 5, 3, 8, 9, dtype=torch.float32)
     assert torch.allclose(layer(x)[1, 2], torch.nn.Conv2d.forward(layer, x[1])[2], atol=1e-6)  # no mixing at first

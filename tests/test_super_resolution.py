@@ -125,6 +125,13 @@ def test_srgan_is_srresnet_with_an_adversary_and_features(vgg, tiny, tmp_path, m
         (tmp_path / "checkpoints").mkdir()
         torch.save(whole.state_dict(), tmp_path / "checkpoints" / "vgg19-stand-in.pth")
         assert len(mri.vgg_features()) == 2
+        settings = types.SimpleNamespace(adversarial="least_squares", lr=0.001, device="cpu", adversarial_weight=0.0)
+        settings.perceptual_weight = 2.0
+        image, target = torch.rand(2, 3, 16, 16)  # a picture's range, which VGG wants shifted and stretched
+        mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        seen = [torch.stack([(x - m) / d for m, d in zip(mean, deviation)], 1) for x in (image, target)]
+        distance = (mri.vgg_features()(seen[0]) - mri.vgg_features()(seen[1])).abs().mean()
+        assert mri.Adversary(settings).doubt(image, target, target).item() == pytest.approx(2 * float(distance))
     metrics = train.run(**SMALL, data=str(tiny), model="srgan", stages="1x2", out=str(tmp_path / "run"))
     assert list(metrics["methods"])[-1] == "srgan" and metrics["parameters"]["perceptual_weight"] > 0
     assert "discriminator_loss" in (tmp_path / "run" / "log.csv").read_text()
