@@ -2375,9 +2375,10 @@ def total_variation(
     """
     folded = kspace if maps is None else fft2c(combine_coils(ifft2c(kspace), maps))
     measured, scale = _unit_scale(folded, weight, "total variation", tuple({-2, -1, *axes}))
-    # Step sizes whose product is below 1 / |gradient|^2 = 1/8. The dual variable is never larger than
-    # the weight while the image is about 1, so that the primal step may be the larger by far.
-    primal, dual_step = 30 / math.sqrt(8), 1 / 30 / math.sqrt(8)
+    # Step sizes whose product is below 1 / |gradient|^2, which is at most 4 for each axis. The dual variable is never
+    # larger than the weight while the image is about 1, so that the primal step may be the larger by far.
+    norm = math.sqrt(max(8, 4 * len(axes)))
+    primal, dual_step = 30 / norm, 1 / 30 / norm
     start = image = ifft2c(measured)
     ahead, dual = image, torch.zeros_like(_gradient(image, axes))
     for _ in range(iterations):

@@ -247,6 +247,20 @@ def test_gradient_along_time_has_its_adjoint(random):
     assert torch.equal(mri._gradient(x, (-3,))[0, :3], x[1:] - x[:-1])
 
 
+def test_total_variation_along_space_and_time_converges(random):
+    axes, mask = (-3, -2, -1), torch.arange(16) % 3 == 0
+    kspace = random(6, 16, 16) * mask
+    scale = mri.ifft2c(kspace).abs().max()
+
+    def objective(image):
+        misfit, gradient = mri.fft2c(image) * mask - kspace, mri._gradient(image, axes)
+        variation = gradient.abs().square().sum(0).sqrt().sum()
+        return float(misfit.abs().square().sum() / 2 + 0.3 * scale * variation)
+
+    values = [objective(mri.total_variation(kspace, mask, 0.3, n, axes)) for n in (0, 10, 100, 300)]
+    assert values == sorted(values, reverse=True) and values[-1] < 0.5 * values[0]
+
+
 # --- networks ----------------------------------------------------------------
 
 
