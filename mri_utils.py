@@ -3694,8 +3694,8 @@ class KSpaceSR(nn.Module):
         """Take the mean magnitude of fully sampled k-space, by distance from the centre, from a SliceDataset."""
         total, count = torch.zeros_like(self.template), torch.zeros_like(self.template)
         for index in np.linspace(0, len(dataset) - 1, min(slices, len(dataset))).astype(int):
-            volume, number = dataset.slices[index]
-            kspace, _ = dataset.volumes[volume].cropped(number)
+            sample = dataset[index]  # another one where this cannot be read, if the data set skips such files
+            kspace, _ = dataset.volumes[sample.volume].cropped(int(sample.slice))
             size, bins = kspace / ifft2c(kspace).abs().max(), self._bins(kspace).round().long().flatten()
             total.index_add_(0, bins, size.abs().flatten())
             count.index_add_(0, bins, torch.ones(len(bins)))
