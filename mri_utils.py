@@ -2613,9 +2613,8 @@ def view_sharing(kspace: Tensor, mask: Tensor) -> Tensor:
     """
     filled, known = kspace, mask
     for distance in range(1, kspace.shape[-3] // 2 + 1):
-        before, after = ((kspace.roll(d, -3), mask.roll(d, -3)) for d in (distance, -distance))
-        count = before[1].float() + after[1]
-        near = (before[0] * before[1] + after[0] * after[1]) / count.clamp(min=1)
+        count = mask.roll(distance, -3).float() + mask.roll(-distance, -3)
+        near = (kspace.roll(distance, -3) + kspace.roll(-distance, -3)) / count.clamp(min=1)
         filled = torch.where(known, filled, near)
         known = known | (count > 0)
     return ifft2c(filled)
