@@ -343,7 +343,10 @@ def test_parts_of_the_dual_network(random):
     attention = mri.Attention(8)
     features = random(2, 8, 5, 5, dtype=torch.float32)
     weight = attention(features) / features
-    assert ((weight > 0) & (weight < 1)).all() and float(weight.detach().std()) > 0
+    assert ((weight > 0) & (weight < 1)).all()
+    channels, places = weight[:, :, :1, :1], weight[:, :1] / weight[:, :1, :1, :1]  # one factor each
+    torch.testing.assert_close(weight, channels * places)
+    assert float(channels.detach().std()) > 0 and float(places.detach().std()) > 0
 
 
 # --- sequences longer than memory --------------------------------------------

@@ -76,6 +76,21 @@ def test_the_kspace_network_keeps_what_was_measured(random):
     torch.testing.assert_close(turned, 5j * network(kspace, mask, (32, 48)), rtol=1e-3, atol=1e-3)
 
 
+def test_the_kspace_network_sees_edges_too(random):
+    """What its k-space is divided by is the template, and its mean square is 1."""
+    network, seen = mri.build_model({"model": "kspace_sr", "features": 4, "levels": 2}), []
+    network.template.copy_(torch.linspace(0, -4, len(network.template)))
+    network.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    kspace, mask = low_pass(random(32, 48), 2)
+    network(kspace, mask, (32, 48))
+    image, edges = (mri.fft2c(mri.as_complex(channels)) for channels in seen[0].split(2, 1))
+    place = network._bins(kspace)  # distance from the centre; the template falls from 0 to -4 along its 49 entries
+    known = image.abs() > 1e-3 * image.abs().max()
+    ratio = ((edges / image).abs().log() - 4 * place / 48)[known]
+    torch.testing.assert_close(ratio, ratio.mean().expand(ratio.shape), rtol=0, atol=1e-2)
+    assert float(seen[0][:, 2:].square().mean()) == pytest.approx(1, rel=1e-4)
+
+
 def test_template_is_the_mean_magnitude_of_the_training_set(tiny):
     dataset = mri.SliceDataset(mri.read_folder(tiny / "train"), "low_pass", 4, 0.25, seed=0)
     network = mri.build_model({"model": "kspace_sr", "features": 4, "levels": 2})
