@@ -2809,7 +2809,7 @@ def sensitivity_maps(kspace: Tensor, mask: Tensor, method: str = "espirit", **op
         options: of that function.
     Returns:
         (coils, H, W) complex; root-sum-of-squares 1, so that the image is in the units of the coils'
-        root-sum-of-squares.
+        root-sum-of-squares; 0 where espirit_maps crops.
     Raises:
         BadInput: no coil axis; fewer than two calibration lines.
     """
@@ -2939,7 +2939,8 @@ def parallel_method(name: str, weight: float) -> Callable[[Tensor, Tensor, Seque
     function, _ = choose(PARALLEL, name, "parallel method")
 
     def method(kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
-        images = [keep_measured(function(k, m, weight), k, m) for k, m in zip(kspace, mask)]
+        masks = mask.expand(len(kspace), 1, *mask.shape[-2:])
+        images = [keep_measured(function(k, m, weight), k, m) for k, m in zip(kspace, masks)]
         return rss(center_crop(torch.stack(images), size), 1)
 
     return method
@@ -5093,6 +5094,11 @@ def export_cine(folder: Path, network: Method, dataset: SliceDataset) -> None:
     replace_file(folder / "results.txt", lambda partial: partial.write_text("\n".join(lines) + "\n"))
 
 
+def check_multi_coil(settings: Any) -> None:
+    """Refuse masks without whole lines around the centre, from which the coils are calibrated."""
+    choose({kind: None for kind in MASKS if kind not in _KINDS_2D}, settings.mask, "mask kind of lines")
+
+
 def tuned_parallel(train_set: SliceDataset, settings: Any) -> tuple[dict[str, Method], dict[str, float]]:
     """The baselines of multi_coil: each method of PARALLEL with the weight that suits a few training slices best."""
     weights = {
@@ -5162,6 +5168,7 @@ TASKS: dict[str, Task] = {
         start=("zero_filled", zero_filled_rss),
         baselines=tuned_parallel,
         read=partial(read_folder, axes="slices, coils, H, W"),
+        prepare=check_multi_coil,
     ),
 }
 COMMON = {"epochs": 24, "batch_size": 4}  # of tasks that do not say otherwise

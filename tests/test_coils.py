@@ -228,7 +228,9 @@ def test_sense_and_grappa_beat_zero_filling(kind):
     batch = (kspace * mask)[None], mask.expand(1, 1, 1, MATRIX), (MATRIX, MATRIX)
     start = mri.psnr(target, mri.zero_filled_rss(*batch))
     for name in mri.PARALLEL:
-        assert mri.psnr(target, mri.parallel_method(name, 0.003)(*batch)) > start + 3, name
+        image = mri.parallel_method(name, 0.003)(*batch)
+        assert mri.psnr(target, image) > start + 3, name
+        assert torch.equal(image, mri.parallel_method(name, 0.003)(batch[0], mask, batch[2]))  # as networks take it
 
 
 def test_g_factor_is_pruessmanns(true_maps):
@@ -286,6 +288,13 @@ def test_faults_are_told(random, files, tmp_path):
         mri.sensitivity_maps(coils, lines, "espirt")
     with pytest.raises(mri.BadInput, match="no coil axis"):
         mri.build_model({"model": "varnet", "features": 4})(flat[None], lines, (16, 16))
+
+
+@pytest.mark.parametrize("mask", ["poisson_disc", "radial", "kt", "randon"])
+def test_masks_without_calibration_lines_are_refused_at_once(mask, tmp_path):
+    with pytest.raises(mri.BadInput, match=f"unknown mask kind of lines '{mask}'.*choose from: random, equispaced"):
+        train.run(task="multi_coil", model="rss_unet", mask=mask, data=str(tmp_path), out=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_wrong_files_are_told(files, tiny, tmp_path):
