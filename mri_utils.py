@@ -2391,7 +2391,7 @@ def total_variation(
         kspace: (..., [coils,] H, W) complex, zero where not measured.
         mask: bool, broadcastable to kspace.
         weight: of the total variation; larger is smoother. Tune it on training data.
-        iterations: primal-dual steps, each one pair of FFTs, or three with coils.
+        iterations: primal-dual steps, each one pair of FFTs, or four per coil.
         axes: along which neighbours are compared; -3 is the time of a sequence.
         maps: S, (..., coils, H, W) complex, see sensitivity_maps; None for a single coil.
     Returns:
@@ -2399,9 +2399,10 @@ def total_variation(
     """
     folded = kspace if maps is None else fft2c(combine_coils(ifft2c(kspace), maps))
     measured, scale = _unit_scale(folded, weight, "total variation", tuple({-2, -1, *axes}))
-    # Step sizes whose product is below 1 / |gradient|^2 = 1/8. The dual variable is never larger than
-    # the weight while the image is about 1, so that the primal step may be the larger by far.
-    primal, dual_step = 30 / math.sqrt(8), 1 / 30 / math.sqrt(8)
+    # Step sizes whose product is below 1 / |gradient|^2, which is at most 4 for each axis. The dual variable is never
+    # larger than the weight while the image is about 1, so that the primal step may be the larger by far.
+    norm = math.sqrt(max(8, 4 * len(axes)))
+    primal, dual_step = 30 / norm, 1 / 30 / norm
     start = image = ifft2c(measured)
     ahead, dual = image, torch.zeros_like(_gradient(image, axes))
     for _ in range(iterations):
@@ -2537,6 +2538,16 @@ def _distances(window: Sequence[int], sizes: Sequence[int]) -> Tensor:
     return rows % sizes[0] * sizes[1] + columns % sizes[1]
 
 
+def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """torch.linalg.eigh on the CPU: eigenvalues, ascending, and eigenvectors of Hermitian matrices (..., n, n).
+
+    A GPU's cuSOLVER has refused one small matrix per pixel of an image (mjlab, pull request 732), and has returned
+    vectors of complex64 that are no eigenvectors (PyTorch, issue 192483).
+    """
+    values, vectors = torch.linalg.eigh(matrices.cpu())
+    return values.to(matrices.device), vectors.to(matrices.device)
+
+
 def low_rank(
     kspace: Tensor, mask: Tensor, weight: float = 0.001, iterations: int = 8, window: int = 15, floor: float = 0.002
 ) -> Tensor:
@@ -2568,7 +2579,7 @@ def low_rank(
     for _ in range(iterations):
         products = _parts(image)[:, None] * _parts(image)  # real and imaginary part, times either
         gram = torch.fft.fft2(products.sum(2)).flatten(-2)[..., distance].movedim((0, 1), (-4, -2))
-        values, vectors = torch.linalg.eigh(gram.flatten(-2).flatten(-3, -2))
+        values, vectors = _eigh(gram.flatten(-2).flatten(-3, -2))
         least = (floor * values[..., -1:]).clamp(min=1e-12) if least is None else least  # 1e-12: an empty slice
         inverse = vectors / (values.clamp(min=0) + least)[..., None, :] @ vectors.mH
         inverse = inverse.unflatten(-2, (2, -1)).unflatten(-1, (2, -1)).movedim((-4, -2), (0, 1)).flatten(-2)
@@ -2626,9 +2637,8 @@ def view_sharing(kspace: Tensor, mask: Tensor) -> Tensor:
     """
     filled, known = kspace, mask
     for distance in range(1, kspace.shape[-3] // 2 + 1):
-        before, after = ((kspace.roll(d, -3), mask.roll(d, -3)) for d in (distance, -distance))
-        count = before[1].float() + after[1]
-        near = (before[0] * before[1] + after[0] * after[1]) / count.clamp(min=1)
+        count = mask.roll(distance, -3).float() + mask.roll(-distance, -3)
+        near = (kspace.roll(distance, -3) + kspace.roll(-distance, -3)) / count.clamp(min=1)
         filled = torch.where(known, filled, near)
         known = known | (count > 0)
     return ifft2c(filled)
@@ -2641,6 +2651,8 @@ def view_sharing(kspace: Tensor, mask: Tensor) -> Tensor:
 
 def noise_covariance(noise: Tensor) -> Tensor:
     """Covariance of the coils' noise: samples without signal (coils, n) complex -> (coils, coils) complex."""
+    if len(noise) > noise.shape[-1]:
+        raise BadInput(f"{noise.shape[-1]} noise samples of {len(noise)} coils: measure at least as many as coils")
     return noise @ noise.mH / noise.shape[-1]
 
 
@@ -2652,9 +2664,23 @@ def prewhiten(kspace: Tensor, covariance: Tensor) -> Tensor:
         covariance: of noise_covariance. With its Cholesky factor L the result is L^-1 k (Roemer 1990, MRM 16).
     Returns:
         (..., coils, H, W) complex, in units of the noise.
+    Raises:
+        BadInput: a coil without noise of its own.
     """
-    inverse = torch.linalg.inv(torch.linalg.cholesky(covariance))
+    inverse = torch.linalg.inv(_noise_factor(covariance).to(kspace.dtype))
     return torch.einsum("ij,...jhw->...ihw", inverse, kspace)
+
+
+def _noise_factor(covariance: Tensor) -> Tensor:
+    """The Cholesky factor L of a covariance (coils, coils) = L L^H.
+
+    Raises:
+        BadInput: it has none.
+    """
+    factor, info = torch.linalg.cholesky_ex(covariance)
+    if info:
+        raise BadInput(f"noise of coil {int(info) - 1} is 0, or a mixture of other coils': leave the coil out")
+    return factor
 
 
 def compress_coils(kspace: Tensor, coils: int) -> Tensor:
@@ -2674,7 +2700,7 @@ def compress_coils(kspace: Tensor, coils: int) -> Tensor:
     if not 0 < coils <= kspace.shape[-3]:
         raise BadInput(f"{coils} coils asked for, of {kspace.shape[-3]}: choose a number from 1 to that")
     flat = kspace.movedim(-3, 0).flatten(1)
-    vectors = torch.linalg.eigh(flat @ flat.mH)[1].flip(-1)[:, :coils]
+    vectors = _eigh(flat @ flat.mH)[1].flip(-1)[:, :coils]
     return torch.einsum("ji,...jhw->...ihw", vectors.conj(), kspace)
 
 
@@ -2738,10 +2764,10 @@ def _dominant(matrices: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
 
     The phase of an eigenvector is free: the strongest virtual coil of the low-resolution images (coils, H, W) is real.
     """
-    values, vectors = torch.linalg.eigh(matrices.movedim((0, 1), (-2, -1)))
+    values, vectors = _eigh(matrices.movedim((0, 1), (-2, -1)))
     maps = vectors[..., -1].movedim(-1, 0)
     flat = images.flatten(1)
-    strongest = torch.linalg.eigh(flat @ flat.mH)[1][:, -1]
+    strongest = _eigh(flat @ flat.mH)[1][:, -1]
     phase = torch.einsum("c,chw->hw", strongest.conj(), maps).angle()
     return maps * torch.polar(torch.ones_like(phase), -phase), values[..., -1]
 
@@ -2756,7 +2782,7 @@ def walsh_maps(kspace: Tensor, mask: Tensor, window: int = 7) -> Tensor:
     """The matched filter of each neighbourhood: Walsh, Gmitro and Marcellin 2000, MRM 43(5); see sensitivity_maps.
 
     Args:
-        window: side in pixels of the neighbourhood over which the coils' covariance is averaged.
+        window: side in pixels, odd, of the neighbourhood over which the coils' covariance is averaged.
     """
     images = low_resolution(kspace, mask)
     products = images[:, None] * images.conj()
@@ -2807,7 +2833,7 @@ def sensitivity_maps(kspace: Tensor, mask: Tensor, method: str = "espirit", **op
         options: of that function.
     Returns:
         (coils, H, W) complex; root-sum-of-squares 1, so that the image is in the units of the coils'
-        root-sum-of-squares.
+        root-sum-of-squares; 0 where espirit_maps crops.
     Raises:
         BadInput: no coil axis; fewer than two calibration lines.
     """
@@ -2857,7 +2883,8 @@ def grappa_kernels(
     block = calibration(kspace, mask, rows=kspace.shape[-2])
     span = block.shape[-1]
     measured = mask.reshape(-1, mask.shape[-1])[0]
-    known = measured.nonzero().flatten().tolist()
+    # Columns that were never acquired are known to be 0 and tell nothing of their neighbours.
+    known = (measured & kspace.any(-2).any(0)).nonzero().flatten().tolist()
     coils, samples = len(block), block.shape[-2] - rows + 1
 
     def fits(near: list[int]) -> bool:
@@ -2936,7 +2963,8 @@ def parallel_method(name: str, weight: float) -> Callable[[Tensor, Tensor, Seque
     function, _ = choose(PARALLEL, name, "parallel method")
 
     def method(kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
-        images = [keep_measured(function(k, m, weight), k, m) for k, m in zip(kspace, mask)]
+        masks = mask.expand(len(kspace), 1, *mask.shape[-2:])
+        images = [keep_measured(function(k, m, weight), k, m) for k, m in zip(kspace, masks)]
         return rss(center_crop(torch.stack(images), size), 1)
 
     return method
@@ -2964,7 +2992,7 @@ def g_factor(
         (H, W) float, about 1 where nothing is lost.
     """
     random = torch.Generator().manual_seed(0)
-    colour = torch.linalg.cholesky(covariance)
+    colour = _noise_factor(covariance).to(torch.complex64)
     energy = torch.zeros(2, *size)
     for _ in range(replicas):
         noise = torch.randn((len(colour), *size), dtype=torch.complex64, generator=random)
@@ -3066,6 +3094,8 @@ class UNet(nn.Module):
         """(batch, in_channels, H, W) float -> (batch, out_channels, H, W)."""
         height, width = x.shape[-2:]
         x = _pad(x, 2 ** len(self.up))
+        if x.shape[-2:].numel() == 4 ** len(self.up):  # the norm needs two pixels
+            raise BadInput(f"{len(self.up)} levels halve an image of {height}x{width} to a single pixel: use fewer")
         skipped = []
         for block in self.down[:-1]:
             x = block(x)
@@ -3248,7 +3278,7 @@ class SpaceTimeConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, frames, channels, H, W) -> the same with out_channels."""
         y = super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        before, now, after = self.time[..., None, None].unbind(1)
+        before, now, after = self.time.to(y.dtype)[..., None, None].unbind(1)  # bfloat16 stays bfloat16
         return before * y.roll(1, 1) + now * y + after * y.roll(-1, 1)
 
 
@@ -3688,8 +3718,8 @@ class KSpaceSR(nn.Module):
         """Take the mean magnitude of fully sampled k-space, by distance from the centre, from a SliceDataset."""
         total, count = torch.zeros_like(self.template), torch.zeros_like(self.template)
         for index in np.linspace(0, len(dataset) - 1, min(slices, len(dataset))).astype(int):
-            volume, number = dataset.slices[index]
-            kspace, _ = dataset.volumes[volume].cropped(number)
+            sample = dataset[index]  # another one where this cannot be read, if the data set skips such files
+            kspace, _ = dataset.volumes[sample.volume].cropped(int(sample.slice))
             size, bins = kspace / ifft2c(kspace).abs().max(), self._bins(kspace).round().long().flatten()
             total.index_add_(0, bins, size.abs().flatten())
             count.index_add_(0, bins, torch.ones(len(bins)))
@@ -3826,10 +3856,12 @@ def ssim_map(target: Tensor, prediction: Tensor, data_range: Tensor | float, win
 
 def _volumes(target: Tensor, prediction: Tensor, kind: Any = torch.float64) -> tuple[Tensor, Tensor]:
     """Both as tensors of one shape, as a rule float64: float32 sums cost the sixth digit."""
-    x, y = (torch.as_tensor(image, dtype=kind) for image in (target, prediction))
+    x, y = (torch.as_tensor(image) for image in (target, prediction))
     if x.shape != y.shape:
         raise BadInput(f"target {tuple(x.shape)} and prediction {tuple(y.shape)} differ in shape")
-    return x, y
+    if x.is_complex() or y.is_complex():
+        raise BadInput("metrics compare magnitudes, and this image is complex: take its abs() first")
+    return x.to(kind or x.dtype), y.to(kind or y.dtype)
 
 
 def nmse(target: Tensor, prediction: Tensor) -> float:
@@ -3944,10 +3976,10 @@ def summarize(values: Sequence[float], subjects: Sequence[Any] | None = None) ->
 
 
 def interval(summary: Mapping[str, Any], digits: int = 3) -> str:
-    """What summarize returned, as "mean [low, high]"; one subject has no interval."""
+    """What summarize returned, as "mean [low, high]"; one subject, or values that are all alike, have none."""
     low, high = summary["ci95"]
     return f"{summary['mean']:.{digits}f} " + (
-        f"[{low:.{digits}f}, {high:.{digits}f}]" if low < high else "(one subject)"
+        f"[{low:.{digits}f}, {high:.{digits}f}]" if low < high else "(one subject, or all alike)"
     )
 
 
@@ -4555,7 +4587,7 @@ def place(network: nn.Module, settings: Any, train_set: SliceDataset) -> nn.Modu
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.benchmark = True  # batches of one size: the fastest convolution is looked for once
         if settings.precision == "bfloat16":
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)  # leaves 3-D convolutions
     if settings.compile:
         # The convolutions only: the compiler does not gain with complex numbers and transforms. For the sizes of
         # whole batches only: code for any size was wrong at some (PyTorch 2.13), the rest goes without.
@@ -4776,6 +4808,9 @@ class Adversary:
         self.vgg = vgg_features() if settings.perceptual_weight else None
         if self.vgg:
             self.vgg.to(settings.device)
+            # Mean and standard deviation of the pictures that it was trained on, by colour.
+            colours = torch.tensor([(0.485, 0.456, 0.406), (0.229, 0.224, 0.225)], device=settings.device)
+            self.colours = colours[..., None, None]
         self.discriminator = PatchDiscriminator().to(settings.device)
         # Little momentum, as usual here: the other player moves.
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=settings.lr / 4, betas=(0.5, 0.9))
@@ -4796,7 +4831,7 @@ class Adversary:
         if not perceptual:
             return loss
         if self.vgg:
-            ours, theirs = ([self.vgg(x[:, None].expand(-1, 3, -1, -1))] for x in (image, target))
+            ours, theirs = ([self.vgg((x[:, None] - self.colours[0]) / self.colours[1])] for x in (image, target))
         else:
             ours, theirs = (self.discriminator.features(x, given) for x in (image, target))
         distances = [(a - b.detach()).abs().mean() for a, b in zip(ours, theirs)]
@@ -5090,6 +5125,11 @@ def export_cine(folder: Path, network: Method, dataset: SliceDataset) -> None:
     replace_file(folder / "results.txt", lambda partial: partial.write_text("\n".join(lines) + "\n"))
 
 
+def check_multi_coil(settings: Any) -> None:
+    """Refuse masks without whole lines around the centre, from which the coils are calibrated."""
+    choose({kind: None for kind in MASKS if kind not in _KINDS_2D}, settings.mask, "mask kind of lines")
+
+
 def tuned_parallel(train_set: SliceDataset, settings: Any) -> tuple[dict[str, Method], dict[str, float]]:
     """The baselines of multi_coil: each method of PARALLEL with the weight that suits a few training slices best."""
     weights = {
@@ -5159,6 +5199,7 @@ TASKS: dict[str, Task] = {
         start=("zero_filled", zero_filled_rss),
         baselines=tuned_parallel,
         read=partial(read_folder, axes="slices, coils, H, W"),
+        prepare=check_multi_coil,
     ),
 }
 COMMON = {"epochs": 24, "batch_size": 4}  # of tasks that do not say otherwise

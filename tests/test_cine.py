@@ -262,7 +262,27 @@ def test_gradient_along_time_has_its_adjoint(random):
     assert torch.equal(mri._gradient(x, (-3,))[0, :3], x[1:] - x[:-1])
 
 
+def test_total_variation_along_space_and_time_converges(random):
+    axes, mask = (-3, -2, -1), torch.arange(16) % 3 == 0
+    kspace = random(6, 16, 16) * mask
+    scale = mri.ifft2c(kspace).abs().max()
+
+    def objective(image):
+        misfit, gradient = mri.fft2c(image) * mask - kspace, mri._gradient(image, axes)
+        variation = gradient.abs().square().sum(0).sqrt().sum()
+        return float(misfit.abs().square().sum() / 2 + 0.3 * scale * variation)
+
+    values = [objective(mri.total_variation(kspace, mask, 0.3, n, axes)) for n in (0, 10, 100, 300)]
+    assert values == sorted(values, reverse=True) and values[-1] < 0.5 * values[0]
+
+
 # --- networks ----------------------------------------------------------------
+
+
+def test_space_time_convolution_stays_in_bfloat16(random):
+    layer, x = mri.SpaceTimeConv(3, 4, 3, padding=1), random(1, 5, 3, 8, 9, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
 
 
 def test_space_time_convolution_is_a_3d_convolution(random):
@@ -338,7 +358,10 @@ def test_parts_of_the_dual_network(random):
     attention = mri.Attention(8)
     features = random(2, 8, 5, 5, dtype=torch.float32)
     weight = attention(features) / features
-    assert ((weight > 0) & (weight < 1)).all() and float(weight.detach().std()) > 0
+    assert ((weight > 0) & (weight < 1)).all()
+    channels, places = weight[:, :, :1, :1], weight[:, :1] / weight[:, :1, :1, :1]  # one factor each
+    torch.testing.assert_close(weight, channels * places)
+    assert min(float(factor.detach().std()) for factor in (channels, places)) > 1e-3
 
 
 # --- sequences longer than memory --------------------------------------------

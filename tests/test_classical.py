@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mri_utils as mri
 
@@ -390,7 +391,25 @@ def test_tune_by_name_tries_the_weights_of_the_table(name, tiny, monkeypatch):
 
 
 @everywhere
-def test_they_stay_on_the_device_of_the_data(function, scan):
+def test_they_stay_on_the_device_of_the_data(function, scan, monkeypatch):
     """Tensors without content stand in for a GPU: a step through another device raises."""
+    monkeypatch.setattr(mri, "_eigh", torch.linalg.eigh)  # see below
     kspace, mask, _ = (x.to("meta") for x in scan)
     assert function(kspace[None], mask, 0.01, 2).device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda coils, mask: mri.low_rank(coils, mask),
+        lambda coils, mask: mri.compress_coils(coils, 2),
+        lambda coils, mask: mri._dominant(coils[:, None] * coils.conj(), coils)[0],  # of walsh_maps and espirit_maps
+    ],
+)
+def test_eigenvectors_are_looked_for_on_the_cpu(method, monkeypatch):
+    solve, asked = torch.linalg.eigh, set()
+    monkeypatch.setattr(torch.linalg, "eigh", lambda x: asked.add(x.device.type) or solve(x))
+    with FakeTensorMode():
+        coils = torch.zeros(3, 16, 12, dtype=torch.complex64, device="meta")
+        assert method(coils, torch.ones(12, dtype=torch.bool, device="meta")).device.type == "meta"
+    assert asked == {"cpu"}

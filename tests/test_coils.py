@@ -206,6 +206,19 @@ def test_grappa_kernels_of_a_regular_grid(head):
     assert all(w.shape == (COILS, COILS * 5 * len(offsets)) for _, offsets, w in kernels)
 
 
+def test_grappa_asks_no_column_that_was_never_acquired(head):
+    """They count as known, and are 0: the lines beside them follow from those on the other side."""
+    kspace, _ = head
+    acquired = (torch.arange(MATRIX) - MATRIX // 2).abs() < 24
+    sampled = grid(3, 12) & acquired
+    kernels = mri.grappa_kernels(kspace * sampled, sampled | ~acquired)
+    asked = {int(column) + offset for columns, offsets, _ in kernels for column in columns for offset in offsets}
+    assert asked <= set(sampled.nonzero().flatten().tolist())
+    assert sum(len(columns) for columns, _, _ in kernels) == int((acquired & ~sampled).sum())
+    empty = torch.zeros_like(kspace)
+    assert torch.equal(mri.grappa(empty, sampled), empty)
+
+
 @pytest.mark.parametrize("kind", ["equispaced", "equispaced_fraction"])
 def test_sense_and_grappa_beat_zero_filling(kind):
     kspace, _ = mri.simulate_head(4, slices=1, matrix=MATRIX, width=MATRIX, noise=0.02, coils=COILS)
@@ -215,7 +228,9 @@ def test_sense_and_grappa_beat_zero_filling(kind):
     batch = (kspace * mask)[None], mask.expand(1, 1, 1, MATRIX), (MATRIX, MATRIX)
     start = mri.psnr(target, mri.zero_filled_rss(*batch))
     for name in mri.PARALLEL:
-        assert mri.psnr(target, mri.parallel_method(name, 0.003)(*batch)) > start + 3, name
+        image = mri.parallel_method(name, 0.003)(*batch)
+        assert mri.psnr(target, image) > start + 3, name
+        assert torch.equal(image, mri.parallel_method(name, 0.003)(batch[0], mask, batch[2]))  # as networks take it
 
 
 def test_g_factor_is_pruessmanns(true_maps):
@@ -235,6 +250,15 @@ def test_g_factor_is_pruessmanns(true_maps):
     assert float((g / expected).mean()) == pytest.approx(1, abs=0.02)
 
 
+def test_g_factor_of_a_covariance_of_any_kind(true_maps):
+    mask, size = torch.arange(MATRIX) % 2 == 0, (MATRIX, MATRIX)
+    found = [
+        mri.g_factor(lambda k, m: mri.sense(k, m, true_maps, 0, 3), torch.eye(COILS, dtype=kind), mask, size, 2)
+        for kind in (torch.complex64, torch.float64)
+    ]
+    assert torch.equal(*found)
+
+
 # --- faults -----------------------------------------------------------------------------------------
 
 
@@ -247,12 +271,30 @@ def test_faults_are_told(random, files, tmp_path):
     for function in (mri.sensitivity_maps, mri.grappa):
         with pytest.raises(mri.BadInput, match=r"1 calibration lines.*raise center_fraction"):
             function(coils, torch.arange(32) % 4 == 0)
+    with pytest.raises(mri.BadInput, match="3 noise samples of 4 coils: measure at least as many"):
+        mri.noise_covariance(random(4, 3))
+    noise = random(4, 100)
+    noise[2] = noise[0] - 2 * noise[1]
+    for function in (mri.prewhiten, lambda k, c: mri.g_factor(mri.ifft2c, c, lines, (16, 32))):
+        with pytest.raises(
+            mri.BadInput, match="noise of coil 2 is 0, or a mixture of other coils': leave the coil out"
+        ):
+            function(coils, torch.diag(torch.tensor([1.0, 2.0, 0.0, 1.0])))
+    with pytest.raises(mri.BadInput, match="noise of coil 2"):
+        mri.prewhiten(coils, mri.noise_covariance(noise))
     with pytest.raises(mri.BadInput, match="5 coils asked for, of 4"):
         mri.compress_coils(coils, 5)
     with pytest.raises(mri.BadInput, match="sensitivity maps 'espirt', did you mean 'espirit'"):
         mri.sensitivity_maps(coils, lines, "espirt")
     with pytest.raises(mri.BadInput, match="no coil axis"):
         mri.build_model({"model": "varnet", "features": 4})(flat[None], lines, (16, 16))
+
+
+@pytest.mark.parametrize("mask", ["poisson_disc", "radial", "kt", "randon"])
+def test_masks_without_calibration_lines_are_refused_at_once(mask, tmp_path):
+    with pytest.raises(mri.BadInput, match=f"unknown mask kind of lines '{mask}'.*choose from: random, equispaced"):
+        train.run(task="multi_coil", model="rss_unet", mask=mask, data=str(tmp_path), out=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_wrong_files_are_told(files, tiny, tmp_path):

@@ -269,6 +269,19 @@ def test_a_file_that_turns_unreadable_stops_the_run_or_is_left_out(files, worker
     assert {int(sample.volume) for sample in sets[1]} == set(range(len(sets[1].volumes)))
 
 
+def test_the_template_of_kspace_sr_skips_what_cannot_be_read(files):
+    folder, damaged = files
+    networks = [mri.build_model({"model": "kspace_sr", "levels": 2}) for _ in range(2)]
+    networks[0].learn_template(mri.SliceDataset(mri.read_folder(folder), "random", 4, 0.1, seed=0))
+    sets = [mri.SliceDataset(mri.read_folder(folder), "random", 4, 0.1, seed=0, skip=skip) for skip in (False, True)]
+    os.truncate(damaged, 3000)
+    with pytest.raises(mri.BadInput, match=r"x\.h5: cannot read"):
+        networks[1].learn_template(sets[0])
+    networks[1].learn_template(sets[1])
+    assert len(sets[1].unreadable) == 1
+    torch.testing.assert_close(networks[1].template, networks[0].template, atol=0.5, rtol=0)
+
+
 def test_no_file_can_stand_in(files):
     folder, _ = files
     (folder / "only").mkdir()

@@ -16,6 +16,14 @@ def pair(random):
     return target, target + 0.1 * random(3, 20, 23, dtype=torch.float32)
 
 
+def test_complex_images_are_refused(pair):
+    """Only their real part would count."""
+    for metric in (*mri.METRICS.values(), mri.metric_conventions, mri.find_shift):
+        for images in ((pair[0], pair[1] * 1j), (pair[0].numpy() * 1j, pair[1])):
+            with pytest.raises(mri.BadInput, match=r"this image is complex: take its abs\(\) first"):
+                metric(*images)
+
+
 def test_stored_reference_values(golden):
     target, prediction = torch.from_numpy(golden["target"]), torch.from_numpy(golden["prediction"])
     for metric in (mri.nmse, mri.psnr, mri.ssim):

@@ -76,6 +76,21 @@ def test_the_kspace_network_keeps_what_was_measured(random):
     torch.testing.assert_close(turned, 5j * network(kspace, mask, (32, 48)), rtol=1e-3, atol=1e-3)
 
 
+def test_the_kspace_network_sees_edges_too(random):
+    """What its k-space is divided by is the template, and its mean square is 1."""
+    network, seen = mri.build_model({"model": "kspace_sr", "features": 4, "levels": 2}), []
+    network.template.copy_(torch.linspace(0, -4, len(network.template)))
+    network.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    kspace, mask = low_pass(random(32, 48), 2)
+    network(kspace, mask, (32, 48))
+    image, edges = (mri.fft2c(mri.as_complex(channels)) for channels in seen[0].split(2, 1))
+    place = network._bins(kspace)  # distance from the centre; the template falls from 0 to -4 along its 49 entries
+    known = image.abs() > 1e-3 * image.abs().max()
+    ratio = ((edges / image).abs().log() - 4 * place / 48)[known]
+    torch.testing.assert_close(ratio, ratio.mean().expand(ratio.shape), rtol=0, atol=1e-2)
+    assert float(seen[0][:, 2:].square().mean()) == pytest.approx(1, rel=1e-4)
+
+
 def test_template_is_the_mean_magnitude_of_the_training_set(tiny):
     dataset = mri.SliceDataset(mri.read_folder(tiny / "train"), "low_pass", 4, 0.25, seed=0)
     network = mri.build_model({"model": "kspace_sr", "features": 4, "levels": 2})
@@ -125,6 +140,13 @@ def test_srgan_is_srresnet_with_an_adversary_and_features(vgg, tiny, tmp_path, m
         (tmp_path / "checkpoints").mkdir()
         torch.save(whole.state_dict(), tmp_path / "checkpoints" / "vgg19-stand-in.pth")
         assert len(mri.vgg_features()) == 2
+        settings = types.SimpleNamespace(adversarial="least_squares", lr=0.001, device="cpu", adversarial_weight=0.0)
+        settings.perceptual_weight = 2.0
+        image, target = torch.rand(2, 3, 16, 16)  # a picture's range, which VGG wants shifted and stretched
+        mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        seen = [torch.stack([(x - m) / d for m, d in zip(mean, deviation)], 1) for x in (image, target)]
+        distance = (mri.vgg_features()(seen[0]) - mri.vgg_features()(seen[1])).abs().mean()
+        assert mri.Adversary(settings).doubt(image, target, target).item() == pytest.approx(2 * float(distance))
     metrics = train.run(**SMALL, data=str(tiny), model="srgan", stages="1x2", out=str(tmp_path / "run"))
     assert list(metrics["methods"])[-1] == "srgan" and metrics["parameters"]["perceptual_weight"] > 0
     assert "discriminator_loss" in (tmp_path / "run" / "log.csv").read_text()
