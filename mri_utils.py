@@ -3976,10 +3976,10 @@ def summarize(values: Sequence[float], subjects: Sequence[Any] | None = None) ->
 
 
 def interval(summary: Mapping[str, Any], digits: int = 3) -> str:
-    """What summarize returned, as "mean [low, high]"; one subject, or values that are all alike, have none."""
+    """What summarize returned, as "mean [low, high]"; one subject has no interval."""
     low, high = summary["ci95"]
     return f"{summary['mean']:.{digits}f} " + (
-        f"[{low:.{digits}f}, {high:.{digits}f}]" if low < high else "(one subject, or all alike)"
+        f"[{low:.{digits}f}, {high:.{digits}f}]" if low < high else "(one subject)"
     )
 
 

@@ -109,7 +109,7 @@ def test_report_holds_the_numbers_of_metrics_json(run):
     assert len(figures) == 3 * (3 + 2 + 2 * 3)
     for summary, digits in figures:
         low, high = summary["ci95"]
-        interval = f"[{low:.{digits}f}, {high:.{digits}f}]" if low < high else "(one subject, or all alike)"
+        interval = f"[{low:.{digits}f}, {high:.{digits}f}]" if low < high else "(one subject)"
         assert f"{summary['mean']:.{digits}f} {interval}" in text
     source = run.metrics["provenance"]
     for name in ("commit", "finished", "torch", "numpy", "command", "validation_masks"):
