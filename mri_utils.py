@@ -1007,7 +1007,7 @@ def replace_file(path: str | Path, write: Callable[[Path], Any]) -> None:
         BadInput: disk full or no permission; the file that was there before stays as it was.
     """
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # others may write the same file now
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
@@ -4091,7 +4091,8 @@ class CachedVolume(Volume):
     """A volume whose slices were prepared for training once: `store` holds a record of `layout` per slice.
 
     The crop along the readout is exact and the same for every mask, so it need not be made again in
-    every epoch; what is left per slice is one read of a record and the mask.
+    every epoch; what is left per slice is one read of a record and the mask. Where there is no such file, because
+    the volume is in the share of a process on another machine, the volume itself is read.
     """
 
     store: Path
@@ -4106,11 +4107,13 @@ class CachedVolume(Volume):
 
     def cropped(self, index: int) -> tuple[Tensor, Tensor]:
         """As Volume.cropped, bit for bit."""
+        if not self.store.exists():
+            return super().cropped(index)
         return self._field("kspace", index), self._field("acquired", index)
 
     def target(self, index: int) -> Tensor:
         """As Volume.target, bit for bit."""
-        return self._field("target", index)
+        return self._field("target", index) if self.store.exists() else super().target(index)
 
     def _field(self, name: str, index: int) -> Tensor:
         fields: Any = self.layout.fields
@@ -4128,8 +4131,8 @@ def cache_volumes(volumes: Sequence[Volume], folder: str | Path) -> list[Volume]
     """The same volumes, read from a cache that is made where it is missing.
 
     Args:
-        volumes: single-coil, with reference. A file that changed is cached anew.
-        folder: on a fast local disk, or in memory (/dev/shm/NAME). It takes 8 h W + 4 h w bytes per
+        volumes: of k-space files with reference. A file that changed is cached anew.
+        folder: on a fast local disk, or in memory (/dev/shm/NAME). It takes 8 h W (for each coil) + 4 h w bytes per
             slice: 1.35 MB at 320 x 368, of 2.3 MB in the file. Delete it when training is over.
     """
     cached: list[CachedVolume] = []
