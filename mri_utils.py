@@ -4191,7 +4191,7 @@ class SliceDataset(torch.utils.data.Dataset):
         skip: bool = False,
     ) -> None:
         self.volumes, self.seed = list(volumes), seed
-        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.long)
         self.skip, self.unreadable = skip, set[int]()
         self.mask, self.augment = mask, augment and seed is not None
         factors = acceleration if isinstance(acceleration, Sequence) else [acceleration]
@@ -4397,14 +4397,30 @@ class SameSizeBatches(torch.utils.data.Sampler):
 def make_loader(
     dataset: SliceDataset, batch_size: int, shuffle: bool, workers: int = 0, shards: int = 0, pieces: int = 1
 ) -> torch.utils.data.DataLoader:
-    """A DataLoader that yields Samples batched by size; see SameSizeBatches."""
+    """A DataLoader that yields Samples batched by size; see SameSizeBatches.
+
+    Workers hand on what they read through shared memory, for which PyTorch would wait for ever where it is full (a
+    container has 64 MB): no more of them are started than there is room for.
+    """
+    sampler = SameSizeBatches(dataset, batch_size, shuffle, shards, pieces)
+    if workers and os.path.isdir("/dev/shm"):
+        slices = math.ceil(batch_size / (sampler.processes * pieces))
+        ahead = 2 * slices * 13 * max(map(math.prod, sampler.sizes))  # bytes of k-space, mask and target in two parts
+        room = shutil.disk_usage("/dev/shm").free / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        fit = max(int(room / ahead) - 1, 0)  # each worker reads two ahead, and two are in use
+        if fit < workers:
+            print(f"workers: {fit}, not {workers}: /dev/shm has room for no more ({room / 1e6:.0f} MB a process)")
+            workers = fit
+    if workers:
+        dataset._epoch.share_memory_()
     return torch.utils.data.DataLoader(
         dataset,
-        batch_sampler=SameSizeBatches(dataset, batch_size, shuffle, shards, pieces),
+        batch_sampler=sampler,
         collate_fn=Sample.stack,
         num_workers=workers,
         persistent_workers=workers > 0,  # starting them anew would cost as much as a short epoch
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_initialized(),  # by the network, if it is on a GPU
+        generator=torch.Generator(),  # its own, see training_batches
     )
 
 
@@ -4414,6 +4430,9 @@ def training_batches(loader: torch.utils.data.DataLoader, device: str) -> Iterat
     if sampler.processes > 1:  # dropout must differ between the processes; one process goes on as it was seeded
         seeds = sampler.dataset.seed or 0, sampler.dataset.epoch, sampler.rank, 2
         torch.manual_seed(np.random.RandomState(seeds).randint(2**31))
+    # The number that a DataLoader draws when it starts its workers, once or in every epoch. Drawn here in every epoch,
+    # dropout is the same with workers and without, and in a run that was resumed.
+    torch.empty((), dtype=torch.long).random_()
     dataset = sampler.dataset
     for batch, (part, share) in zip(progress(loader, "training"), sampler.plan()):
         for planned, found in zip((dataset.slices[i][0] for i in part), batch.volume.tolist()):
@@ -5698,10 +5717,14 @@ def run_or_explain(run: Callable[[], Any]) -> Any:
     except KeyboardInterrupt:
         sys.exit(f"{program}: interrupted; --resume goes on after the last full epoch")
     except (Stopped, RuntimeError, MemoryError) as error:
-        if STOP_SIGNALS:  # also where another process that was stopped broke off the connection
+        text = str(error)
+        # Also where another process that was stopped broke off the connection, and where SIGTERM came to a process that
+        # reads slices first.
+        if STOP_SIGNALS or "killed by signal: Terminated" in text:
+            if hasattr(signal, "SIGCHLD"):
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else the end of each of these raises once more
             print(f"{program}: stopped by SIGTERM; --resume goes on after the last full epoch", file=sys.stderr)
             sys.exit(EXIT_RESTART)
-        text = str(error)
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
             sys.exit(f"{program}: out of memory: raise accumulate, lower batch_size or features, or use bfloat16")
         if "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text):
