@@ -4319,9 +4319,12 @@ def vary_scan(
         acquired = acquired.new_ones(kspace.shape[-1])
     image = ifft2c(kspace)
     mirrored = [axis for axis in (-2, -1) if random.rand() < 0.5]
+    if -1 in mirrored:  # f is where -f was
+        acquired = acquired.flip(0).roll(1 - len(acquired) % 2)
     deviation = peak * math.exp(random.uniform(math.log(0.003), math.log(0.06)))
     noise = torch.from_numpy(random.standard_normal((*kspace.shape, 2)).astype(np.float32))
-    return fft2c(image.flip(mirrored)) + deviation * torch.view_as_complex(noise), acquired, size
+    kspace = fft2c(image.flip(mirrored)) + deviation * torch.view_as_complex(noise)
+    return torch.where(acquired, kspace, 0), acquired, size
 
 
 class SameSizeBatches(torch.utils.data.Sampler):
