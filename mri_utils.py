@@ -4539,24 +4539,17 @@ def wait_for_all() -> None:
 
 
 def place(network: nn.Module, settings: Any, train_set: SliceDataset) -> nn.Module:
-    """The network on its device, laid out and compiled as the parameters ask for.
+    """The network on its device, compiled if the parameters ask for it.
 
     Args:
         network: of MODELS.
-        settings: train.py's parameters, of which device, precision and compile count.
+        settings: train.py's parameters, of which device, precision, compile and start_from count.
         train_set: what it will see: a KSpaceSR learns its template from it, the compiler is tried on its first slice.
     """
     learn = getattr(network, "learn_template", None)
     if learn and not settings.start_from:
         learn(train_set)
     network = network.to(settings.device)
-    if settings.device == "cuda":
-        # TF32 rounds factors to 10 bits: enough for convolutions, if asked for, but not for GRAPPA's equations.
-        torch.backends.cudnn.allow_tf32 = settings.precision != "float32"
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.benchmark = True  # batches of one size: the fastest convolution is looked for once
-        if settings.precision == "bfloat16":
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings.compile:
         # The convolutions only: the compiler does not gain with complex numbers and transforms.
         parts = getattr(network, "networks", None) or [network.network]
@@ -4915,8 +4908,8 @@ def reconstruct_volume(
         method: a network or a classical method.
         dataset: where the slices come from.
         volume: index into dataset.volumes.
-        settings: train.py's parameters, of which device, batch_size, precision and workers (threads here, which
-            read the next slices meanwhile) count.
+        settings: train.py's parameters, of which device, batch_size, accumulate, precision and workers (threads
+            here, which read the next slices meanwhile) count.
     Returns:
         reconstruction and target, float32 (slices, h, w) on the CPU, and the seconds that the method
         took, without the reading. Frames of a sequence count as slices.
@@ -4924,6 +4917,7 @@ def reconstruct_volume(
     device, size, precision, workers = "cpu", 8, "float32", 0
     if settings is not None:
         device, size, precision = settings.device, settings.batch_size, settings.precision
+        size = math.ceil(size / getattr(settings, "accumulate", 1))  # what the memory was enough for in training
         workers = getattr(settings, "workers", 0)
     if isinstance(method, nn.Module) and method.training:
         raise BadInput("the network is in training mode, where dropout and batch statistics change it: call .eval()")
@@ -5219,6 +5213,8 @@ def count_parameters(network: nn.Module) -> int:
 def choose_device(settings: Any) -> None:
     """Settle train.py's device, in place, and its precision and workers where they are left to the device.
 
+    On a GPU, PyTorch then multiplies as precisely as that says.
+
     Raises:
         BadInput: an unknown device or precision, or a GPU where PyTorch finds none.
     """
@@ -5234,6 +5230,11 @@ def choose_device(settings: Any) -> None:
     choose({"float32": None, "tf32": None, "bfloat16": None}, settings.precision, "precision")
     if settings.workers == -1:
         settings.workers = 4 if gpu else 0
+    if gpu:
+        # TF32 rounds factors to 10 bits: enough for convolutions, if asked for, but not for GRAPPA's equations.
+        torch.backends.cudnn.allow_tf32 = settings.precision != "float32"
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True  # batches of one size: the fastest convolution is looked for once
 
 
 def read_numbers(text: str, name: str) -> list[float]:
@@ -5336,7 +5337,7 @@ class RunState:
             for name, part in self.parts.items():
                 part.load_state_dict(content[f"{name}_state"])
             torch.set_rng_state(content["cpu_random_state"])
-            if torch.cuda.is_available() and len(content["gpu_random_state"]):
+            if torch.cuda.is_initialized() and len(content["gpu_random_state"]):
                 torch.cuda.set_rng_state(content["gpu_random_state"])
             self.history, self.seconds = content["history"], float(content["seconds"])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -5358,7 +5359,7 @@ class RunState:
         self.seconds += seconds
         if not first:
             return
-        gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.empty(0, dtype=torch.uint8)
+        gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else torch.empty(0, dtype=torch.uint8)
         content = {f"{name}_state": part.state_dict() for name, part in self.parts.items()} | {
             "parameters": vars(self.settings),
             "epoch": self.epoch,
@@ -5846,14 +5847,14 @@ def describe_data(dataset: SliceDataset) -> dict[str, Any]:
 
 
 def peak_memory() -> dict[str, int]:
-    """The most memory that this process has held so far, in MiB: main memory, and the GPU's if it has one."""
+    """The most memory that this process has held so far, in MiB: main memory, and the GPU's if it used one."""
     memory = {}
     if sys.platform != "win32":  # which has no such counter
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on a Mac, else KiB
         memory["main"] = peak // 2**20 if sys.platform == "darwin" else peak // 2**10
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         memory["gpu"] = torch.cuda.max_memory_allocated() // 2**20
     return memory
 
@@ -5874,7 +5875,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_initialized() else platform.machine(),
         "packages": {name: importlib.metadata.version(name) for name in packages},
         "threads": torch.get_num_threads(),
         "peak_memory_mib": peak_memory(),
