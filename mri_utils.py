@@ -5255,8 +5255,10 @@ def check_numbers(settings: Any) -> None:
         "tv_weight clip"
     )
     for name in at_least_0.split():
-        if getattr(settings, name) < 0:
+        if not 0 <= getattr(settings, name) < math.inf:
             raise BadInput(f"{name} {getattr(settings, name)}: use 0 or a positive number")
+    if settings.seed >= 2**32:
+        raise BadInput(f"seed {settings.seed}: use a number below 2**32")
     if not 0 < settings.lr < math.inf:
         raise BadInput(f"lr {settings.lr}: use a positive number, such as 0.001")
     for name in ("dropout", "ema"):
@@ -5774,7 +5776,7 @@ def _as_type(name: str, value: Any, kind: str) -> Any:
         if kind == "int" and isinstance(value, float) and value != int(value):
             raise ValueError("not a whole number")
         return convert(value)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise BadInput(f"parameter {name}: {value!r} is no {kind}: {error}") from error
 
 
