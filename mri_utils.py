@@ -3366,6 +3366,7 @@ INNER_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "dual_unet_no_attention": partial(DualUNet, attention=False),
     "dual_unet_no_3d": partial(DualUNet, light=False),
 }
+SEQUENCE_NETWORKS = ("space_time_resnet", "frame_unet", "dual_unet", "dual_unet_no_attention", "dual_unet_no_3d")
 
 
 def _inner(name: str, in_channels: int, out_channels: int, **settings: Any) -> nn.Module:
@@ -3721,12 +3722,16 @@ def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What MODEL_SETTINGS mean for a model: its own value where the setting is 0, false or empty.
 
     Raises:
-        BadInput: an unknown model; a setting that the model or its inner network does not have.
+        BadInput: an unknown model; a setting that the model or its inner network does not have; an inner network of
+            sequences for a model of images, or the other way round.
     """
     name = settings["model"]
     model = choose(MODELS, name, "model")
     takes = _defaults(model)
-    inner = _defaults(choose(INNER_NETWORKS, settings.get("inner") or takes["inner"], "inner network"))
+    chosen = settings.get("inner") or takes["inner"]
+    inner = _defaults(choose(INNER_NETWORKS, chosen, "inner network"))
+    if (chosen in SEQUENCE_NETWORKS) != (takes["inner"] in SEQUENCE_NETWORKS):
+        raise BadInput(f"inner network {chosen!r} is not for model {name!r}: leave inner out, or choose another model")
     own = takes | model.keywords
     result = {}
     for key in MODEL_SETTINGS:
@@ -5580,7 +5585,7 @@ def metrics_table(metrics: Mapping[str, Any], by_acquisition: bool = False) -> s
         cells = []
         for metric, d in digits.items():
             if metric in figures and metric != "mae":
-                cells.append(interval(figures[metric], d).ljust(24))
+                cells.append(interval(figures[metric], d).ljust(23) + " ")
         return f"{name:24s}" + "".join(cells) + note
 
     speed = metrics["seconds_per_slice"]
@@ -5865,6 +5870,8 @@ def provenance() -> dict[str, Any]:
     """Where a result comes from: commit, versions, machine, the most memory used."""
 
     def git(*arguments: str) -> str:
+        if not shutil.which("git"):
+            return ""
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else ""
 

@@ -480,6 +480,11 @@ def test_a_gpu_that_a_run_does_not_use_is_left_alone(tiny, tmp_path, monkeypatch
     assert mri.provenance()["device"] == platform.machine() and set(mri.peak_memory()) == {"main"}
 
 
+def test_a_machine_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert mri.provenance()["commit"] == "unknown" and not mri.provenance()["clean"]
+
+
 # --- stopped and killed -----------------------------------------------------------------------------
 
 

@@ -465,6 +465,7 @@ FAULTS = {  # name -> (flags, what is done to data and run folder, what the line
     "model": ({"model": "resmet"}, None, "model 'resmet', did you mean 'resnet'"),
     "no such setting": ({"model": "resnet"}, None, "model 'resnet' has no levels"),
     "inner network": ({"inner": "cnn"}, None, "inner network 'cnn'"),
+    "network of films": ({"inner": "dual_unet"}, None, "inner network 'dual_unet' is not for model 'unet'"),
     "consistency": ({"consistency": "strict"}, None, "consistency 'strict'"),
     "stages": ({"model": "resnet", "levels": 0, "stages": "12"}, None, "stages '12'"),
     "adversarial": ({"adversarial": "hinge"}, None, "adversarial form 'hinge'"),
