@@ -3041,6 +3041,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, H, W) float -> (batch, out_channels, H, W)."""
         height, width = x.shape[-2:]
+        if max(height, width) <= 2 ** len(self.up):
+            raise BadInput(f"levels {len(self.up)}: images of {height}x{width} cannot be halved so often: use fewer")
         x = _pad(x, 2 ** len(self.up))
         skipped = []
         for block in self.down[:-1]:
@@ -4715,7 +4717,7 @@ def load_trained(settings: Any) -> tuple[Any, list[Volume]]:
     network = load_model(settings.evaluate)
     trained: Any = network.settings
     sampling = ("mask", "acceleration", "center_fraction")
-    other = [f"{name} {trained[name]}" for name in sampling if trained[name] != getattr(settings, name)]
+    other = [f"{n} {trained[n]}" for n in sampling if trained.get(n, getattr(settings, n)) != getattr(settings, n)]
     if other:
         print(f"{settings.evaluate}: trained with another {', '.join(other)}")
     folder = data_folder(settings)

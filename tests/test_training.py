@@ -467,6 +467,7 @@ FAULTS = {  # name -> (flags, what is done to data and run folder, what the line
     "inner network": ({"inner": "cnn"}, None, "inner network 'cnn'"),
     "network of films": ({"inner": "dual_unet"}, None, "inner network 'dual_unet' is not for model 'unet'"),
     "consistency": ({"consistency": "strict"}, None, "consistency 'strict'"),
+    "levels": ({"levels": 6}, None, "levels 6: images of 48x"),
     "stages": ({"model": "resnet", "levels": 0, "stages": "12"}, None, "stages '12'"),
     "adversarial": ({"adversarial": "hinge"}, None, "adversarial form 'hinge'"),
     "adversarial weight": ({"adversarial_weight": -1}, None, "adversarial_weight -1"),
