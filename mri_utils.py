@@ -5915,7 +5915,8 @@ def log_magnitude(kspace: Tensor) -> Tensor:
 
     k-space spans decades, so that its pictures are logarithmic. (..., H, W) complex -> real.
     """
-    relative = kspace.abs() / kspace.abs().amax((-2, -1), keepdim=True)
+    size = kspace.abs()
+    relative = size / size.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(size.dtype).tiny)  # a coil may be dead
     return 1 + torch.log10(relative.clamp(min=1e-4)) / 4
 
 
