@@ -4203,7 +4203,6 @@ class SliceDataset(torch.utils.data.Dataset):
         self.mask, self.augment = mask, augment and seed is not None
         factors = acceleration if isinstance(acceleration, Sequence) else [acceleration]
         self.sampling = [(factor, center_fraction * factors[0] / factor) for factor in factors]
-        self.acceleration, self.center_fraction = self.sampling[0]
         self.slices = [(v, s) for v, volume in enumerate(self.volumes) for s in range(len(volume))]
         if 0 < limit < len(self.slices):
             spread = np.linspace(0, len(self.slices) - 1, limit).round().astype(int)
