@@ -4413,7 +4413,7 @@ def make_loader(
     """
     sampler = SameSizeBatches(dataset, batch_size, shuffle, shards, pieces)
     if workers and os.path.isdir("/dev/shm"):
-        slices = math.ceil(batch_size / (sampler.processes * pieces))
+        slices = math.ceil(min(batch_size, len(dataset)) / (sampler.processes * pieces))
         ahead = 2 * slices * 13 * max(map(math.prod, sampler.sizes))  # bytes of k-space, mask and target in two parts
         room = shutil.disk_usage("/dev/shm").free / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         fit = max(int(room / ahead) - 1, 0)  # each worker reads two ahead, and two are in use
