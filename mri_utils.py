@@ -3093,9 +3093,9 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, H, W) float -> (batch, out_channels, H, W)."""
         height, width = x.shape[-2:]
+        if max(height, width) <= 2 ** len(self.up):  # the norm needs two pixels
+            raise BadInput(f"levels {len(self.up)}: images of {height}x{width} cannot be halved so often: use fewer")
         x = _pad(x, 2 ** len(self.up))
-        if x.shape[-2:].numel() == 4 ** len(self.up):  # the norm needs two pixels
-            raise BadInput(f"{len(self.up)} levels halve an image of {height}x{width} to a single pixel: use fewer")
         skipped = []
         for block in self.down[:-1]:
             x = block(x)
@@ -3420,6 +3420,7 @@ INNER_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "dual_unet_no_attention": partial(DualUNet, attention=False),
     "dual_unet_no_3d": partial(DualUNet, light=False),
 }
+SEQUENCE_NETWORKS = ("space_time_resnet", "frame_unet", "dual_unet", "dual_unet_no_attention", "dual_unet_no_3d")
 
 
 def _inner(name: str, in_channels: int, out_channels: int, **settings: Any) -> nn.Module:
@@ -3775,12 +3776,16 @@ def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What MODEL_SETTINGS mean for a model: its own value where the setting is 0, false or empty.
 
     Raises:
-        BadInput: an unknown model; a setting that the model or its inner network does not have.
+        BadInput: an unknown model; a setting that the model or its inner network does not have; an inner network of
+            sequences for a model of images, or the other way round.
     """
     name = settings["model"]
     model = choose(MODELS, name, "model")
     takes = _defaults(model)
-    inner = _defaults(choose(INNER_NETWORKS, settings.get("inner") or takes["inner"], "inner network"))
+    chosen = settings.get("inner") or takes["inner"]
+    inner = _defaults(choose(INNER_NETWORKS, chosen, "inner network"))
+    if (chosen in SEQUENCE_NETWORKS) != (takes["inner"] in SEQUENCE_NETWORKS):
+        raise BadInput(f"inner network {chosen!r} is not for model {name!r}: leave inner out, or choose another model")
     own = takes | model.keywords
     result = {}
     for key in MODEL_SETTINGS:
@@ -4147,7 +4152,8 @@ class CachedVolume(Volume):
     """A volume whose slices were prepared for training once: `store` holds a record of `layout` per slice.
 
     The crop along the readout is exact and the same for every mask, so it need not be made again in
-    every epoch; what is left per slice is one read of a record and the mask.
+    every epoch; what is left per slice is one read of a record and the mask. Where there is no such file, because
+    the volume is in the share of a process on another machine, the volume itself is read.
     """
 
     store: Path
@@ -4162,11 +4168,13 @@ class CachedVolume(Volume):
 
     def cropped(self, index: int) -> tuple[Tensor, Tensor]:
         """As Volume.cropped, bit for bit."""
+        if not self.store.exists():
+            return super().cropped(index)
         return self._field("kspace", index), self._field("acquired", index)
 
     def target(self, index: int) -> Tensor:
         """As Volume.target, bit for bit."""
-        return self._field("target", index)
+        return self._field("target", index) if self.store.exists() else super().target(index)
 
     def _field(self, name: str, index: int) -> Tensor:
         fields: Any = self.layout.fields
@@ -4184,8 +4192,8 @@ def cache_volumes(volumes: Sequence[Volume], folder: str | Path) -> list[Volume]
     """The same volumes, read from a cache that is made where it is missing.
 
     Args:
-        volumes: single-coil, with reference. A file that changed is cached anew.
-        folder: on a fast local disk, or in memory (/dev/shm/NAME). It takes 8 h W + 4 h w bytes per
+        volumes: of k-space files with reference. A file that changed is cached anew.
+        folder: on a fast local disk, or in memory (/dev/shm/NAME). It takes 8 h W (for each coil) + 4 h w bytes per
             slice: 1.35 MB at 320 x 368, of 2.3 MB in the file. Delete it when training is over.
     """
     cached: list[CachedVolume] = []
@@ -4244,12 +4252,11 @@ class SliceDataset(torch.utils.data.Dataset):
         skip: bool = False,
     ) -> None:
         self.volumes, self.seed = list(volumes), seed
-        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.long)
         self.skip, self.unreadable = skip, set[int]()
         self.mask, self.augment = mask, augment and seed is not None
         factors = acceleration if isinstance(acceleration, Sequence) else [acceleration]
         self.sampling = [(factor, center_fraction * factors[0] / factor) for factor in factors]
-        self.acceleration, self.center_fraction = self.sampling[0]
         self.slices = [(v, s) for v, volume in enumerate(self.volumes) for s in range(len(volume))]
         if 0 < limit < len(self.slices):
             spread = np.linspace(0, len(self.slices) - 1, limit).round().astype(int)
@@ -4372,9 +4379,12 @@ def vary_scan(
         acquired = acquired.new_ones(kspace.shape[-1])
     image = ifft2c(kspace)
     mirrored = [axis for axis in (-2, -1) if random.rand() < 0.5]
+    if -1 in mirrored:  # f is where -f was
+        acquired = acquired.flip(0).roll(1 - len(acquired) % 2)
     deviation = peak * math.exp(random.uniform(math.log(0.003), math.log(0.06)))
     noise = torch.from_numpy(random.standard_normal((*kspace.shape, 2)).astype(np.float32))
-    return fft2c(image.flip(mirrored)) + deviation * torch.view_as_complex(noise), acquired, size
+    kspace = fft2c(image.flip(mirrored)) + deviation * torch.view_as_complex(noise)
+    return torch.where(acquired, kspace, 0), acquired, size
 
 
 class SameSizeBatches(torch.utils.data.Sampler):
@@ -4450,14 +4460,30 @@ class SameSizeBatches(torch.utils.data.Sampler):
 def make_loader(
     dataset: SliceDataset, batch_size: int, shuffle: bool, workers: int = 0, shards: int = 0, pieces: int = 1
 ) -> torch.utils.data.DataLoader:
-    """A DataLoader that yields Samples batched by size; see SameSizeBatches."""
+    """A DataLoader that yields Samples batched by size; see SameSizeBatches.
+
+    Workers hand on what they read through shared memory, for which PyTorch would wait for ever where it is full (a
+    container has 64 MB): no more of them are started than there is room for.
+    """
+    sampler = SameSizeBatches(dataset, batch_size, shuffle, shards, pieces)
+    if workers and os.path.isdir("/dev/shm"):
+        slices = math.ceil(min(batch_size, len(dataset)) / (sampler.processes * pieces))
+        ahead = 2 * slices * 13 * max(map(math.prod, sampler.sizes))  # bytes of k-space, mask and target in two parts
+        room = shutil.disk_usage("/dev/shm").free / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        fit = max(int(room / ahead) - 1, 0)  # each worker reads two ahead, and two are in use
+        if fit < workers:
+            print(f"workers: {fit}, not {workers}: /dev/shm has room for no more ({room / 1e6:.0f} MB a process)")
+            workers = fit
+    if workers:
+        dataset._epoch.share_memory_()
     return torch.utils.data.DataLoader(
         dataset,
-        batch_sampler=SameSizeBatches(dataset, batch_size, shuffle, shards, pieces),
+        batch_sampler=sampler,
         collate_fn=Sample.stack,
         num_workers=workers,
         persistent_workers=workers > 0,  # starting them anew would cost as much as a short epoch
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_initialized(),  # by the network, if it is on a GPU
+        generator=torch.Generator(),  # its own, see training_batches
     )
 
 
@@ -4467,6 +4493,9 @@ def training_batches(loader: torch.utils.data.DataLoader, device: str) -> Iterat
     if sampler.processes > 1:  # dropout must differ between the processes; one process goes on as it was seeded
         seeds = sampler.dataset.seed or 0, sampler.dataset.epoch, sampler.rank, 2
         torch.manual_seed(np.random.RandomState(seeds).randint(2**31))
+    # The number that a DataLoader draws when it starts its workers, once or in every epoch. Drawn here in every epoch,
+    # dropout is the same with workers and without, and in a run that was resumed.
+    torch.empty((), dtype=torch.long).random_()
     dataset = sampler.dataset
     for batch, (part, share) in zip(progress(loader, "training"), sampler.plan()):
         for planned, found in zip((dataset.slices[i][0] for i in part), batch.volume.tolist()):
@@ -4570,24 +4599,18 @@ def wait_for_all() -> None:
 
 
 def place(network: nn.Module, settings: Any, train_set: SliceDataset) -> nn.Module:
-    """The network on its device, laid out and compiled as the parameters ask for.
+    """The network on its device, compiled if the parameters ask for it.
 
     Args:
         network: of MODELS.
-        settings: train.py's parameters, of which device, precision and compile count, and for that the batches'.
+        settings: train.py's parameters, of which device, precision, start_from and compile count, and for that the
+            batches'.
         train_set: what it will see: a KSpaceSR learns its template from it, the compiler is tried on its slices.
     """
     learn = getattr(network, "learn_template", None)
     if learn and not settings.start_from:
         learn(train_set)
     network = network.to(settings.device)
-    if settings.device == "cuda":
-        # TF32 rounds factors to 10 bits: enough for convolutions, if asked for, but not for GRAPPA's equations.
-        torch.backends.cudnn.allow_tf32 = settings.precision != "float32"
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.benchmark = True  # batches of one size: the fastest convolution is looked for once
-        if settings.precision == "bfloat16":
-            nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)  # leaves 3-D convolutions
     if settings.compile:
         # The convolutions only: the compiler does not gain with complex numbers and transforms. For the sizes of
         # whole batches only: code for any size was wrong at some (PyTorch 2.13), the rest goes without.
@@ -4755,7 +4778,7 @@ def load_trained(settings: Any) -> tuple[Any, list[Volume]]:
     network = load_model(settings.evaluate)
     trained: Any = network.settings
     sampling = ("mask", "acceleration", "center_fraction")
-    other = [f"{name} {trained[name]}" for name in sampling if trained[name] != getattr(settings, name)]
+    other = [f"{n} {trained[n]}" for n in sampling if trained.get(n, getattr(settings, n)) != getattr(settings, n)]
     if other:
         print(f"{settings.evaluate}: trained with another {', '.join(other)}")
     folder = data_folder(settings)
@@ -4956,8 +4979,8 @@ def reconstruct_volume(
         method: a network or a classical method.
         dataset: where the slices come from.
         volume: index into dataset.volumes.
-        settings: train.py's parameters, of which device, batch_size, precision and workers (threads here, which
-            read the next slices meanwhile) count.
+        settings: train.py's parameters, of which device, batch_size, accumulate, precision and workers (threads
+            here, which read the next slices meanwhile) count.
     Returns:
         reconstruction and target, float32 (slices, h, w) on the CPU, and the seconds that the method
         took, without the reading. Frames of a sequence count as slices.
@@ -4965,6 +4988,7 @@ def reconstruct_volume(
     device, size, precision, workers = "cpu", 8, "float32", 0
     if settings is not None:
         device, size, precision = settings.device, settings.batch_size, settings.precision
+        size = math.ceil(size / getattr(settings, "accumulate", 1))  # what the memory was enough for in training
         workers = getattr(settings, "workers", 0)
     if isinstance(method, nn.Module) and method.training:
         raise BadInput("the network is in training mode, where dropout and batch statistics change it: call .eval()")
@@ -5266,6 +5290,8 @@ def count_parameters(network: nn.Module) -> int:
 def choose_device(settings: Any) -> None:
     """Settle train.py's device, in place, and its precision and workers where they are left to the device.
 
+    On a GPU, PyTorch then multiplies as precisely as that says.
+
     Raises:
         BadInput: an unknown device or precision, or a GPU where PyTorch finds none.
     """
@@ -5281,6 +5307,11 @@ def choose_device(settings: Any) -> None:
     choose({"float32": None, "tf32": None, "bfloat16": None}, settings.precision, "precision")
     if settings.workers == -1:
         settings.workers = 4 if gpu else 0
+    if gpu:
+        # TF32 rounds factors to 10 bits: enough for convolutions, if asked for, but not for GRAPPA's equations.
+        torch.backends.cudnn.allow_tf32 = settings.precision != "float32"
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True  # batches of one size: the fastest convolution is looked for once
 
 
 def read_numbers(text: str, name: str) -> list[float]:
@@ -5301,8 +5332,10 @@ def check_numbers(settings: Any) -> None:
         "tv_weight clip"
     )
     for name in at_least_0.split():
-        if getattr(settings, name) < 0:
+        if not 0 <= getattr(settings, name) < math.inf:
             raise BadInput(f"{name} {getattr(settings, name)}: use 0 or a positive number")
+    if settings.seed >= 2**32:
+        raise BadInput(f"seed {settings.seed}: use a number below 2**32")
     if not 0 < settings.lr < math.inf:
         raise BadInput(f"lr {settings.lr}: use a positive number, such as 0.001")
     for name in ("dropout", "ema"):
@@ -5386,7 +5419,7 @@ class RunState:
             for name, part in self.parts.items():
                 part.load_state_dict(content[f"{name}_state"])
             torch.set_rng_state(content["cpu_random_state"])
-            if torch.cuda.is_available() and len(content["gpu_random_state"]):
+            if torch.cuda.is_initialized() and len(content["gpu_random_state"]):
                 torch.cuda.set_rng_state(content["gpu_random_state"])
             self.history, self.seconds = content["history"], float(content["seconds"])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -5408,7 +5441,7 @@ class RunState:
         self.seconds += seconds
         if not first:
             return
-        gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.empty(0, dtype=torch.uint8)
+        gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else torch.empty(0, dtype=torch.uint8)
         content = {f"{name}_state": part.state_dict() for name, part in self.parts.items()} | {
             "parameters": vars(self.settings),
             "epoch": self.epoch,
@@ -5627,7 +5660,7 @@ def metrics_table(metrics: Mapping[str, Any], by_acquisition: bool = False) -> s
         cells = []
         for metric, d in digits.items():
             if metric in figures and metric != "mae":
-                cells.append(interval(figures[metric], d).ljust(24))
+                cells.append(interval(figures[metric], d).ljust(23) + " ")
         return f"{name:24s}" + "".join(cells) + note
 
     speed = metrics["seconds_per_slice"]
@@ -5770,10 +5803,14 @@ def run_or_explain(run: Callable[[], Any]) -> Any:
     except KeyboardInterrupt:
         sys.exit(f"{program}: interrupted; --resume goes on after the last full epoch")
     except (Stopped, RuntimeError, MemoryError) as error:
-        if STOP_SIGNALS:  # also where another process that was stopped broke off the connection
+        text = str(error)
+        # Also where another process that was stopped broke off the connection, and where SIGTERM came to a process that
+        # reads slices first.
+        if STOP_SIGNALS or "killed by signal: Terminated" in text:
+            if hasattr(signal, "SIGCHLD"):
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else the end of each of these raises once more
             print(f"{program}: stopped by SIGTERM; --resume goes on after the last full epoch", file=sys.stderr)
             sys.exit(EXIT_RESTART)
-        text = str(error)
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
             sys.exit(f"{program}: out of memory: raise accumulate, lower batch_size or features, or use bfloat16")
         if "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text):
@@ -5819,7 +5856,7 @@ def _as_type(name: str, value: Any, kind: str) -> Any:
         if kind == "int" and isinstance(value, float) and value != int(value):
             raise ValueError("not a whole number")
         return convert(value)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise BadInput(f"parameter {name}: {value!r} is no {kind}: {error}") from error
 
 
@@ -5892,14 +5929,14 @@ def describe_data(dataset: SliceDataset) -> dict[str, Any]:
 
 
 def peak_memory() -> dict[str, int]:
-    """The most memory that this process has held so far, in MiB: main memory, and the GPU's if it has one."""
+    """The most memory that this process has held so far, in MiB: main memory, and the GPU's if it used one."""
     memory = {}
     if sys.platform != "win32":  # which has no such counter
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on a Mac, else KiB
         memory["main"] = peak // 2**20 if sys.platform == "darwin" else peak // 2**10
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         memory["gpu"] = torch.cuda.max_memory_allocated() // 2**20
     return memory
 
@@ -5908,6 +5945,8 @@ def provenance() -> dict[str, Any]:
     """Where a result comes from: commit, versions, machine, the most memory used."""
 
     def git(*arguments: str) -> str:
+        if not shutil.which("git"):
+            return ""
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else ""
 
@@ -5920,7 +5959,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_initialized() else platform.machine(),
         "packages": {name: importlib.metadata.version(name) for name in packages},
         "threads": torch.get_num_threads(),
         "peak_memory_mib": peak_memory(),
@@ -5949,7 +5988,8 @@ def log_magnitude(kspace: Tensor) -> Tensor:
 
     k-space spans decades, so that its pictures are logarithmic. (..., H, W) complex -> real.
     """
-    relative = kspace.abs() / kspace.abs().amax((-2, -1), keepdim=True)
+    size = kspace.abs()
+    relative = size / size.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(size.dtype).tiny)  # a coil may be dead
     return 1 + torch.log10(relative.clamp(min=1e-4)) / 4
 
 

@@ -22,7 +22,7 @@ KEPT = ("data", "methods", "paired", "seconds_per_slice")
 def table(networks, acceleration, center_fraction):
     """What summarize_run says of all methods; the last network is the one that the others are compared with."""
     sampling = {"acceleration": acceleration, "center_fraction": center_fraction}
-    settings = train.check(SimpleNamespace(**train.parameters | {"task": "multi_coil", **sampling}))
+    settings = train.check(SimpleNamespace(**train.parameters | {"task": "multi_coil", "device": "cpu", **sampling}))
     train_set, val_set = train.load_data(settings)
     task = mri.TASKS["multi_coil"]
     baselines, tuned = task.baselines(train_set, settings)

@@ -116,7 +116,8 @@ def data_path(folder, repeats):
 
 def trainer(settings, precision):
     """A network of this book at 32 features: a training step on a Sample, and its inference."""
-    settings = SimpleNamespace(**settings, features=32, device=DEVICE, precision=precision, compile=False)
+    settings = SimpleNamespace(**settings, features=32, device=DEVICE, precision=precision, workers=0, compile=False)
+    mri.choose_device(settings)
     network = mri.place(mri.build_model(vars(settings)), settings, None)
     optimizer = torch.optim.RMSprop(network.parameters(), 0.001)
 
@@ -181,7 +182,8 @@ def end_to_end(folder, batch, workers, figures):
     own_step, _ = trainer({"model": "magnitude_unet"}, precision)
     their_step, _ = fastmri_trainer()
     their_set = SliceDataset(folder / "files", challenge="singlecoil", transform=fastmri_transform())
-    their_loader = torch.utils.data.DataLoader(their_set, batch, shuffle=True, num_workers=workers)
+    kept = {"num_workers": workers, "persistent_workers": workers > 0}  # as ours: they start before the epoch
+    their_loader = torch.utils.data.DataLoader(their_set, batch, shuffle=True, **kept)
 
     def own_epoch():
         for sample, _ in mri.training_batches(loader, DEVICE):
@@ -193,6 +195,7 @@ def end_to_end(folder, batch, workers, figures):
 
     own, reference = f"this book, magnitude_unet, {precision}", "fastmri: its Unet, float32"
     own_step(next(mri.training_batches(loader, DEVICE))[0])
+    next(iter(their_loader))
     their_step(*(torch.rand(batch, *CROP, device=DEVICE) for _ in range(2)))
     spent = {reference: seconds(their_epoch, time.perf_counter), own: seconds(own_epoch, time.perf_counter)}
     show(f"End to end, one epoch from disk, batch {batch}, {workers} workers", "images", spent, len(dataset), reference)

@@ -2,9 +2,9 @@
 
 usage: python tests/endurance.py [--kills 20] [--epochs 50] [--seed 0] [--folder FOLDER]
 
-1. train.py is killed (SIGKILL) at random moments, many times in a row, each time resumed with --resume. Every
-   checkpoint must be readable, no finished epoch may be lost, and log.csv and metrics of the end must be those of an
-   undisturbed run, digit for digit.
+1. train.py is killed (SIGKILL) at random moments, many times in a row, each time resumed with --resume, with 0, 1 and
+   2 workers in turn. Every checkpoint must be readable, no finished epoch may be lost, and log.csv and metrics of the
+   end must be those of an undisturbed run, digit for digit.
 2. The memory that training holds after many epochs over the same files is compared with that after two.
 """
 
@@ -88,7 +88,7 @@ def kill(data, folder, kills, epochs, seed):
     print(f"undisturbed: the first epoch after {first:.1f} s, each of {epochs} takes {epoch:.2f} s", flush=True)
     done, between, lost = 0, 0, 0
     for number in range(1, kills + 1):
-        process = start(command(data, out, epochs, "--resume"))
+        process = start(command(data, out, epochs, "--resume", "--workers", str(number % 3)))
         if random.random() < 0.7:  # so often within the epochs, else while the program starts
             wait_for_epoch(process, out)
             time.sleep(random.uniform(0, 1.5) * epoch)

@@ -3,7 +3,9 @@
 import copy
 import importlib
 import json
+import multiprocessing
 import os
+import platform
 import random as chance
 import shutil
 import signal
@@ -232,6 +234,34 @@ def test_a_changed_file_is_cached_anew_and_a_damaged_cache_is_named(data, tmp_pa
     assert torch.equal(mended.target(1), mri.read_volume(path).target(1))
 
 
+def test_a_file_in_the_cache_of_another_machine_is_read_itself(data, tmp_path):
+    volumes = mri.read_folder(data / "val")
+    cached = mri.cache_volumes(volumes, tmp_path)
+    cached[1].store.unlink()
+    for raw, ours in zip(volumes, cached, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(raw.cropped(1), ours.cropped(1)))
+        assert torch.equal(raw.target(1), ours.target(1))
+
+
+def test_two_programs_write_one_file(tmp_path):
+    """As two runs that fill one cache: each finds what it wrote, or what the other wrote, whole."""
+    path = tmp_path / "file"
+
+    def write(partial):
+        partial.write_text("ou")
+        other = multiprocessing.get_context("fork").Process(
+            target=mri.replace_file, args=(path, lambda theirs: theirs.write_text("theirs"))
+        )
+        other.start()
+        other.join()
+        assert other.exitcode == 0 and path.read_text() == "theirs"
+        with open(partial, "a") as file:
+            file.write("rs")
+
+    mri.replace_file(path, write)
+    assert path.read_text() == "ours" and list(tmp_path.iterdir()) == [path]
+
+
 @pytest.fixture
 def files(tiny, tmp_path):
     """Four training files, three of them of one size, and the second of these, to be damaged."""
@@ -318,6 +348,34 @@ def test_threads_read_the_same_validation_volume(tiny):
         plain = mri.reconstruct_volume(mri.zero_filled, dataset, volume)
         threads = mri.reconstruct_volume(mri.zero_filled, dataset, volume, settings)
         assert all(torch.equal(a, b) for a, b in zip(plain[:2], threads[:2])) and len(plain[0]) == 2
+
+
+@pytest.mark.parametrize(
+    "room, workers, processes", [(10**9, 4, 1), (200_000, 2, 1), (60_000, 0, 1), (1_100_000, 1, 8)]
+)
+def test_no_more_workers_than_shared_memory_has_room_for(room, workers, processes, tiny, monkeypatch, capsys):
+    """A worker that finds none never answers."""
+    monkeypatch.setattr(os.path, "isdir", lambda path: True)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=room))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    dataset = mri.SliceDataset(mri.read_folder(tiny / "train"), "random", 4, 0.1, seed=0)
+    assert max(dataset.size(i) for i in range(len(dataset))) == (48, 52)
+    assert mri.make_loader(dataset, 1, True, 4).num_workers == workers
+    told = "" if workers == 4 else f"workers: {workers}, not 4: /dev/shm has room for no more"
+    assert capsys.readouterr().out.startswith(told)
+
+
+def test_validation_takes_no_more_slices_at_once_than_a_piece_of_training(tiny):
+    dataset, taken = mri.SliceDataset(mri.read_folder(tiny / "val"), "random", 4, 0.1), []
+
+    def method(kspace, mask, size):
+        taken.append(len(kspace))
+        return mri.zero_filled(kspace, mask, size)
+
+    for accumulate in (1, 2):
+        settings = SimpleNamespace(device="cpu", batch_size=2, precision="float32", accumulate=accumulate)
+        mri.reconstruct_volume(method, dataset, 0, settings)
+    assert taken == [2, 1, 1]
 
 
 def test_memory_and_open_files_stay_as_they_are(data, tmp_path):
@@ -451,6 +509,29 @@ def test_compiling_falls_back_with_a_line(tiny, monkeypatch, capsys):
     assert all(w.grad is None for w in network.parameters())
 
 
+@pytest.mark.parametrize("model", ["unet", "cine_dual_unet"])  # with convolutions of 2 and of 3 axes
+def test_what_was_trained_on_a_gpu_can_be_read(model, tmp_path, monkeypatch):
+    to = torch.nn.Module.to
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_, **options: to(self, **options))  # there is no GPU
+    settings = {"model": model, "features": 4, "levels": 2, "frames": 4 if model != "unet" else 0}
+    settings |= {"device": "cuda", "precision": "bfloat16", "compile": False, "start_from": ""}
+    network = mri.place(mri.build_model(settings), SimpleNamespace(**settings), None)
+    mri.save_checkpoint(tmp_path / "x.pt", {"model_state": network.state_dict(), "parameters": settings})
+    assert mri.load_model(tmp_path / "x.pt").settings == settings
+
+
+def test_a_gpu_that_a_run_does_not_use_is_left_alone(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # whoever asks it for more fails
+    only_train(tiny, tmp_path / "run", epochs=1, device="cpu")
+    only_train(tiny, tmp_path / "run", epochs=2, device="cpu", resume=True)
+    assert mri.provenance()["device"] == platform.machine() and set(mri.peak_memory()) == {"main"}
+
+
+def test_a_machine_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert mri.provenance()["commit"] == "unknown" and not mri.provenance()["clean"]
+
+
 # --- stopped and killed -----------------------------------------------------------------------------
 
 
@@ -500,9 +581,10 @@ def test_kills_at_random_moments_lose_nothing(data, tmp_path):
 
 @pytest.fixture
 def own_signals():
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGCHLD)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     mri.STOP_SIGNALS.clear()
 
 
@@ -512,7 +594,7 @@ def explained(run):
     return end.value.code
 
 
-def test_out_of_memory_and_dead_workers_are_explained(tiny, own_signals):
+def test_out_of_memory_and_dead_workers_are_explained(tiny, own_signals, monkeypatch):
     def full():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
@@ -525,6 +607,17 @@ def test_out_of_memory_and_dead_workers_are_explained(tiny, own_signals):
 
     loader = mri.make_loader(Deadly(mri.read_folder(tiny / "train"), "random", 4, 0.1, seed=0), 2, True, workers=1)
     assert "a process that reads slices died" in explained(lambda: list(loader))
+
+    def stopped():  # SIGTERM to the whole group: first one worker ends, then, while the end is told, another
+        def fail(*_):
+            raise RuntimeError("DataLoader worker (pid 2) is killed by signal: Terminated. ")
+
+        signal.signal(signal.SIGCHLD, fail)
+        stream = SimpleNamespace(write=lambda text: os.kill(os.getpid(), signal.SIGCHLD))
+        monkeypatch.setattr(sys, "stderr", stream)
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated. ")
+
+    assert explained(stopped) == mri.EXIT_RESTART
 
     def wrong():
         raise RuntimeError("a fault of the program")

@@ -75,6 +75,7 @@ def test_mask_figures():
     assert mri.mask_title("random", mask) == "random, effective 2.00x"
     assert torch.equal(mri.mask_image(mask, (3, 8)), mask.float().repeat(3, 1))
     decades = mri.log_magnitude(torch.tensor([[1.0, 0.0], [0.02j, 2.0]]))
+    assert not mri.log_magnitude(torch.zeros(2, 2, dtype=torch.complex64)).any()
     assert torch.allclose(decades, torch.tensor([[1 + np.log10(0.5) / 4, 0.0], [0.5, 1.0]]).float())
 
 

@@ -299,8 +299,12 @@ def test_each_device_has_its_defaults(gpu, asked, settled, monkeypatch):
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or gpu == "new"
     )
     settings = SimpleNamespace(**{"device": "auto", "precision": "", "workers": -1} | asked)
+    for module, name in ((torch.backends.cudnn, "allow_tf32"), (torch.backends.cudnn, "benchmark")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # to be set back
     mri.choose_device(settings)
     assert (settings.device, settings.precision, settings.workers) == settled
+    if settings.device == "cuda":
+        assert torch.backends.cudnn.allow_tf32 == (settings.precision != "float32")
 
 
 @pytest.mark.parametrize(

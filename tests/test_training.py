@@ -229,6 +229,16 @@ def test_workers_change_nothing_and_seeds_do(run, tiny, tmp_path):
     assert (tmp_path / "seed" / "log.csv").read_bytes() != (run.folder / "log.csv").read_bytes()
 
 
+def test_workers_and_resuming_change_no_dropout(tiny, tmp_path):
+    changes = {"data": tiny, "dropout": 0.3, "schedule": "constant"}
+    only_train(**changes, out=tmp_path / "alone", workers=0)
+    only_train(**changes, out=tmp_path / "workers", workers=1)
+    for resume in (False, True):
+        only_train(**changes, out=tmp_path / "resumed", workers=1, epochs=1 + resume, resume=resume)
+    logs = {(tmp_path / name / "log.csv").read_bytes() for name in ("alone", "workers", "resumed")}
+    assert len(logs) == 1
+
+
 # --- other parameters -------------------------------------------------------------------------------
 
 
@@ -457,7 +467,9 @@ FAULTS = {  # name -> (flags, what is done to data and run folder, what the line
     "model": ({"model": "resmet"}, None, "model 'resmet', did you mean 'resnet'"),
     "no such setting": ({"model": "resnet"}, None, "model 'resnet' has no levels"),
     "inner network": ({"inner": "cnn"}, None, "inner network 'cnn'"),
+    "network of films": ({"inner": "dual_unet"}, None, "inner network 'dual_unet' is not for model 'unet'"),
     "consistency": ({"consistency": "strict"}, None, "consistency 'strict'"),
+    "levels": ({"levels": 6}, None, "levels 6: images of 48x"),
     "stages": ({"model": "resnet", "levels": 0, "stages": "12"}, None, "stages '12'"),
     "adversarial": ({"adversarial": "hinge"}, None, "adversarial form 'hinge'"),
     "adversarial weight": ({"adversarial_weight": -1}, None, "adversarial_weight -1"),
@@ -474,6 +486,8 @@ FAULTS = {  # name -> (flags, what is done to data and run folder, what the line
     "pieces of a game": ({"accumulate": 2, "adversarial_weight": 0.1}, None, "set accumulate to 1"),
     "ema": ({"ema": 1}, None, "ema 1"),
     "clip": ({"clip": -1}, None, "clip -1"),
+    "weight without end": ({"tv_weight": float("inf")}, None, "tv_weight inf"),
+    "seed": ({"seed": 2**32}, None, "seed 4294967296"),
     "evaluate": ({"evaluate": "no.pt", "out": "/no/such"}, None, "no.pt: no such checkpoint"),
     "flag": ({"epoch": 3}, None, "--epoch"),
     "word": ({"epochs": "three"}, None, "three"),
@@ -632,6 +646,23 @@ def test_augmented_slices_are_scans(tiny):
     assert torch.equal(again[3].kspace, data[3].kspace)
     plain = mri.SliceDataset(volumes, "random", 1, 0.1, augment=True)  # validation data stay as they are
     assert torch.equal(plain[0].target, volumes[0].target(0))
+
+
+@pytest.mark.parametrize("width", [48, 49])
+def test_augmented_slices_hold_nothing_where_nothing_was_acquired(width, random, tmp_path):
+    """Columns on one side that were never acquired: target and k-space still belong together."""
+    kspace = random(4, 48, width)
+    kspace[..., :14] = 0
+    mri.write_volume(tmp_path / "a.h5", kspace, target_size=(48, width), acquisition="x", patient_id="x")
+    data = mri.SliceDataset(mri.read_folder(tmp_path), "random", 1, 0.1, seed=0, augment=True)  # all samples are kept
+    first = set()
+    for data.epoch in range(3):
+        for sample in data:
+            image = mri.zero_filled(sample.kspace, sample.mask, sample.target.shape).abs()
+            assert torch.allclose(image, sample.target, atol=1e-5 * float(image.max()))
+            lost = (sample.kspace == 0).all(0)
+            first.add(int(lost.int().argmin()) / len(lost))
+    assert max(first) > 0.1 and min(first) < 0.05  # some are mirrored
 
 
 @pytest.mark.parametrize("swap", [False, True])
