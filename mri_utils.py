@@ -4571,16 +4571,24 @@ def own_share(items: Sequence[Any]) -> Sequence[Any]:
     return items[rank::size]
 
 
-def gather(results: Sequence[Any]) -> list[Any]:
-    """What every process made of its own_share, together and in the order of the items, for all processes."""
-    size = rank_and_size()[1]
+def gather(results: Sequence[Any], by_all: bool = True) -> list[Any]:
+    """What every process made of its own_share, together and in the order of the items.
+
+    All processes get it; or, where it is too large for that, the first one alone (by_all=False), and the others [].
+    """
+    rank, size = rank_and_size()
     if size == 1:
         return list(results)
     parts: list[Any] = [None] * size
-    distributed.all_gather_object(parts, list(results))
+    if by_all:
+        distributed.all_gather_object(parts, list(results))
+    else:
+        distributed.gather_object(list(results), parts if rank == 0 else None)
+        if rank > 0:
+            return []
     together: list[Any] = [None] * sum(map(len, parts))
-    for rank, part in enumerate(parts):
-        together[rank::size] = part
+    for number, part in enumerate(parts):
+        together[number::size] = part
     return together
 
 

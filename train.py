@@ -182,14 +182,15 @@ def train_epoch(network, adversary, loader, optimizer, scheduler, settings):
 
 # %%
 def score(method, val_set, settings, keep=True):
-    """Every metric of every validation volume, the reconstructions, and the seconds per slice."""
-    found = []
+    """Every metric of every validation volume, the reconstructions (first process only), the seconds per slice."""
+    found, images = [], []
     for index in mri.progress(mri.own_share(range(len(val_set.volumes))), "validation"):
         image, target, spent = mri.reconstruct_volume(method, val_set, index, settings)
         row = {name: metric(target, image) for name, metric in mri.METRICS.items()}
-        found.append((row, image if keep else None, spent))
-    rows, images, seconds = zip(*mri.gather(found))
-    return list(rows), list(images), sum(seconds) / len(val_set)
+        found.append((row, spent))
+        images += [image] if keep else []
+    rows, seconds = zip(*mri.gather(found))
+    return list(rows), mri.gather(images, by_all=False), sum(seconds) / len(val_set)
 
 
 # %% [markdown]

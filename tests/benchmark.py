@@ -35,6 +35,8 @@ SIZE = (640, 368)
 CROP = (320, 320)
 SAMPLING = {"mask": "random", "acceleration": 4.0, "center_fraction": 0.08}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# precision and whether compiled; not every CPU computes in bfloat16, or any faster
+WAYS = [("float32", False), ("bfloat16", False)] + [("bfloat16", True)] * (DEVICE == "cuda")
 
 
 def seconds(work, clock=time.perf_counter if DEVICE == "cuda" else time.process_time):
@@ -114,14 +116,17 @@ def data_path(folder, repeats):
     return count / figures["this book, raw files, masked k-space"], count / figures["this book, cache, masked k-space"]
 
 
-def trainer(settings, precision):
+def trainer(settings, precision, compiled=False):
     """A network of this book at 32 features: a training step on a Sample, and its inference."""
     settings = SimpleNamespace(**settings, features=32, device=DEVICE, precision=precision, workers=0, compile=False)
     mri.choose_device(settings)
     network = mri.place(mri.build_model(vars(settings)), settings, None)
+    for inner in (getattr(network, "networks", None) or [network.network]) if compiled else []:
+        inner.compile(dynamic=False)
     optimizer = torch.optim.RMSprop(network.parameters(), 0.001)
 
     def step(sample):
+        torch.backends.cudnn.allow_tf32 = precision != "float32"
         optimizer.zero_grad()
         torch.nn.functional.l1_loss(mri.reconstruct(network, sample, precision), sample.target).backward()
         optimizer.step()
@@ -130,11 +135,15 @@ def trainer(settings, precision):
 
 
 def fastmri_trainer():
-    """The same for fastmri's U-Net on (images, targets), in float32 as in its default loop."""
+    """The same for fastmri's U-Net on (images, targets), in float32 as in its default loop.
+
+    On a GPU that is float32 with convolutions in TF32, as PyTorch has them by default.
+    """
     network = Unet(1, 1, chans=32, num_pool_layers=4).to(DEVICE)
     optimizer = torch.optim.RMSprop(network.parameters(), 0.001)
 
     def step(images, targets):
+        torch.backends.cudnn.allow_tf32 = True
         optimizer.zero_grad()
         torch.nn.functional.l1_loss(network(images[:, None])[:, 0], targets).backward()
         optimizer.step()
@@ -157,9 +166,9 @@ def training(batch, repeats):
         "unet (complex, data consistency)": {"model": "unet"},
     }
     for kind, settings in kinds.items():
-        for precision in ("float32", "bfloat16"):  # which not every CPU computes with, or any faster
-            own_step, own_infer = trainer(settings, precision)
-            name = f"this book, {kind}, {precision}"
+        for precision, compiled in WAYS:
+            own_step, own_infer = trainer(settings, precision, compiled)
+            name = f"this book, {kind}, {precision}{', compiled' * compiled}"
             steps[name] = functools.partial(own_step, sample)
             images[name] = functools.partial(own_infer, sample)
     figures = alternate(steps, repeats)
@@ -178,8 +187,8 @@ def end_to_end(folder, batch, workers, figures):
     """One epoch over the files on disk, as train.py and fastmri's loop take it, after one step for warming up."""
     dataset = mri.SliceDataset(mri.read_folder(folder / "files"), *SAMPLING.values(), seed=0)
     loader = mri.make_loader(dataset, batch, True, workers)
-    precision = "bfloat16" if DEVICE == "cuda" else "float32"
-    own_step, _ = trainer({"model": "magnitude_unet"}, precision)
+    precision, compiled = WAYS[-1] if DEVICE == "cuda" else WAYS[0]
+    own_step, _ = trainer({"model": "magnitude_unet"}, precision, compiled)
     their_step, _ = fastmri_trainer()
     their_set = SliceDataset(folder / "files", challenge="singlecoil", transform=fastmri_transform())
     kept = {"num_workers": workers, "persistent_workers": workers > 0}  # as ours: they start before the epoch
@@ -193,13 +202,13 @@ def end_to_end(folder, batch, workers, figures):
         for sample in their_loader:
             their_step(sample.image.to(DEVICE), sample.target.to(DEVICE))
 
-    own, reference = f"this book, magnitude_unet, {precision}", "fastmri: its Unet, float32"
+    own, reference = f"this book, magnitude_unet, {precision}{', compiled' * compiled}", "fastmri: its Unet, float32"
     own_step(next(mri.training_batches(loader, DEVICE))[0])
     next(iter(their_loader))
     their_step(*(torch.rand(batch, *CROP, device=DEVICE) for _ in range(2)))
     spent = {reference: seconds(their_epoch, time.perf_counter), own: seconds(own_epoch, time.perf_counter)}
     show(f"End to end, one epoch from disk, batch {batch}, {workers} workers", "images", spent, len(dataset), reference)
-    alone = next(t for name, t in figures.items() if "magnitude" in name and precision in name)
+    alone = next(t for name, t in figures.items() if "magnitude" in name and name.endswith(own.split(", ", 2)[2]))
     print(f"  the steps alone would take {100 * alone / batch * len(dataset) / spent[own]:.0f} % of this book's epoch")
 
 
