@@ -81,7 +81,8 @@ def refresh(path: Path) -> None:
     NotebookClient(notebook, timeout=3600, resources=where, coalesce_streams=True).execute()
     clean(notebook)
     nbformat.write(notebook, path)
-    thumbnail(notebook, FOLDER / "thumbnails" / f"{path.stem}.png")
+    if path.stem[:2].isdigit():  # a chapter
+        thumbnail(notebook, FOLDER / "thumbnails" / f"{path.stem}.png")
 
 
 def write_script() -> None:
