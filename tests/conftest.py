@@ -10,6 +10,7 @@ import torch
 import mri_utils as mri
 
 torch.set_num_threads(2)  # on a busy machine more threads are slower
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests ask for the same digits twice; test_gpu.py has the GPU to itself
 SHARED = mri.ROOT.parent / "shared"
 
 
