@@ -68,6 +68,7 @@ shared: bool = False  # all cascades share their weights
 consistency: str = ""  # with the measured samples: hard, soft (learned) or none ("": the model's own)
 dropout: float = 0.0  # probability that a feature map is dropped in training (0: the model's own, 0 for most)
 start: str = ""  # of a sequence's network: zero_filled or view_sharing ("": the model's own)
+sensitivities: str = ""  # of the coils, for varnet: learned or espirit ("": the model's own)
 frames: int = 0  # of a sequence reconstructed together (0: the model's own, or all)
 epochs: int = 0  # passes over the training slices (0: the task's own, 24)
 batch_size: int = 0  # slices per step (0: the task's own, 4)
