@@ -5016,15 +5016,18 @@ def tune(
     weights: Sequence[float] = (),
     slices: int = 16,
     device: str = "cpu",
+    metric: Callable[..., float] = ssim,
 ) -> float:
-    """The weight with the highest mean SSIM on a few training slices.
+    """The weight with the highest mean SSIM, or other metric, on a few training slices.
 
     Args:
         make_method: a name of CLASSICAL, or a function that makes a method of a weight.
         train_set: slices that the method is not scored on later.
-        weights: to choose from; by default those of CLASSICAL.
+        weights: to choose from; by default those of CLASSICAL. Where the best is the first or the last of them, the
+            search goes on beyond it, for as long as that is better.
         slices: how many, spread evenly over the set.
         device: where to reconstruct.
+        metric: ssim or psnr.
     """
     if isinstance(make_method, str):
         weights = weights or choose(CLASSICAL, make_method, "classical method")[1]
@@ -5036,9 +5039,18 @@ def tune(
 
     def quality(weight: float) -> float:
         images = [reconstruct(make_method(weight), sample) for sample in samples]
-        return mean(ssim(s.target, image, float(s.maximum)) for s, image in zip(samples, images))
+        return mean(metric(s.target, image, float(s.maximum)) for s, image in zip(samples, images))
 
-    return max(progress(weights, "tuning"), key=quality)
+    found = {weight: quality(weight) for weight in progress(sorted(weights), "tuning")}
+    for _ in range(8):
+        low, *middle, high = sorted(found) if len(found) > 1 else (0.0, 0.0)
+        best = max(found, key=lambda weight: found[weight])
+        next_to = {low: (middle or [high])[0], high: (middle or [low])[-1]}.get(best, 0.0)
+        if best * next_to == 0:  # between two others, or alone, or no weight at all
+            break
+        further = float(f"{best**2 / next_to:.6g}")
+        found[further] = quality(further)
+    return best
 
 
 def reconstruct(method: Method, batch: Sample, precision: str = "float32") -> Tensor:

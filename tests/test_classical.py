@@ -1,5 +1,7 @@
 """Section 5 (total variation, wavelets, low rank) against independent solvers; hard data consistency; tuning."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -369,11 +371,27 @@ def test_tune(tiny):
 
     assert best == max(weights, key=quality) == 0.001
     assert mri.tune(mri.tv_method, train, weights, slices=3) == best
-    assert mri.tune(lambda weight: mri.classical_method("tv", weight, iterations=5), train, (10.0, 0.01), 1) == 0.01
+    assert mri.tune("tv", train, weights, slices=3, metric=mri.psnr) == 0.001
     with pytest.raises(mri.BadInput, match="classical method 'wavelt', did you mean 'wavelet'"):
         mri.tune("wavelt", train)
     with pytest.raises(mri.BadInput, match="0 weights"):
         mri.tune(mri.tv_method, train)
+
+
+@pytest.mark.parametrize(
+    ("best", "tried"),
+    [(0.5, [0.5, 1, 2]), (2, [0.5, 1, 2, 4]), (0.1, [0.5, 1, 2, 0.25, 0.125, 0.0625]), (4.1, [0.5, 1, 2, 4, 8])],
+)
+def test_tuning_goes_on_beyond_the_ends_of_its_list(best, tried, tiny):
+    train, asked = mri.SliceDataset(mri.read_folder(tiny / "train"), "random", 3, 0.12, seed=0), []
+
+    def make_method(weight):
+        asked.append(weight)
+        return lambda kspace, mask, size: mri.center_crop(mri.ifft2c(kspace), size) / (1 + abs(math.log(weight / best)))
+
+    chosen = mri.tune(make_method, train, (2, 0.5, 1), slices=1, metric=lambda target, image, peak: float(image.sum()))
+    expected = tried if best != 0.5 else [*tried, 0.25]
+    assert asked == expected and chosen == min(asked, key=lambda weight: abs(math.log(weight / best)))
 
 
 @pytest.mark.parametrize("name", mri.CLASSICAL)
