@@ -18,7 +18,8 @@ a single coil), Fourier transformed (F), sampled where the mask M is true, with 
 k-space are complex64 tensors with the spatial axes last, (..., H, W); W is the phase-encode axis,
 along which Cartesian masks leave out lines.
 
-Each section uses only the sections above it.
+Sections build on those above them; the exceptions are calls of the process helpers of 9 in 8, of the methods and tasks
+of 10 in 9, and of the figures of 12 in 11.
 """
 
 from __future__ import annotations
@@ -2863,8 +2864,15 @@ def sensitivity_maps(kspace: Tensor, mask: Tensor, method: str = "espirit", **op
     return choose(SENSITIVITIES, method, "kind of sensitivity maps")(kspace, mask, **options)
 
 
-def sense(kspace: Tensor, mask: Tensor, maps: Tensor, weight: float | Tensor = 0.001, iterations: int = 30) -> Tensor:
-    """SENSE by conjugate gradients: argmin_x |M F S x - y|^2 + weight |x|^2 (Pruessmann et al. 2001, MRM 46(4)).
+def sense(
+    kspace: Tensor,
+    mask: Tensor,
+    maps: Tensor,
+    weight: float | Tensor = 0.001,
+    iterations: int = 30,
+    prior: Tensor | None = None,
+) -> Tensor:
+    """SENSE by conjugate gradients: argmin_x |M F S x - y|^2 + weight |x - z|^2 (Pruessmann et al. 2001, MRM 46(4)).
 
     Args:
         kspace: (..., coils, H, W) complex, zero where not measured.
@@ -2872,13 +2880,15 @@ def sense(kspace: Tensor, mask: Tensor, maps: Tensor, weight: float | Tensor = 0
         maps: S, (..., coils, H, W) complex with root-sum-of-squares 1.
         weight: of the image's energy; has no unit. Larger means less noise and more aliasing.
         iterations: conjugate-gradient steps, each one pair of FFTs per coil.
+        prior: z, (..., H, W) complex, near which the image is looked for; 0 without one.
     Returns:
         (..., H, W) complex.
     """
-    folded = combine_coils(ifft2c(mask * kspace), maps)
-    return _conjugate_gradients(
-        lambda x: _normal(x, mask, maps) + weight * x, folded, torch.zeros_like(folded), iterations
-    )
+    right = combine_coils(ifft2c(mask * kspace), maps)
+    start = torch.zeros_like(right)
+    if prior is not None:
+        right, start = right + weight * prior, prior
+    return _conjugate_gradients(lambda x: _normal(x, mask, maps) + weight * x, right, start, iterations)
 
 
 def grappa_kernels(
@@ -3542,13 +3552,16 @@ class Unrolled(nn.Module):
         inner: one of INNER_NETWORKS.
         cascades: how often inner network and data consistency follow one another.
         consistency: hard puts the measured samples back; soft moves towards them by a learned step, one
-            per cascade; none leaves them to the network.
+            per cascade; none leaves them to the network. For coils also sense, see VariationalNetwork.
         shared: all cascades have the same weights.
         start: of a sequence, zero_filled or view_sharing: what the first change is added to. The first network sees
             the zero-filled frames in either case.
         frames: of a sequence that are reconstructed together; longer and shorter ones go through in_windows. 0: all.
         settings: features, levels, stages, dropout of the inner network, those that it has; 0 or "" for its own.
     """
+
+    CONSISTENCIES: tuple[str, ...] = ("hard", "soft", "none")
+    sense_weight: Tensor
 
     def __init__(
         self,
@@ -3561,7 +3574,7 @@ class Unrolled(nn.Module):
         **settings: Any,
     ) -> None:
         super().__init__()
-        choose({"hard": None, "soft": None, "none": None}, consistency, "consistency")
+        choose(dict.fromkeys(self.CONSISTENCIES), consistency, "consistency")
         choose({"zero_filled": None, "view_sharing": None}, start, "start")
         self.cascades, self.consistency, self.start, self.frames = cascades, consistency, start, frames
         self.networks = nn.ModuleList(
@@ -3604,6 +3617,10 @@ class Unrolled(nn.Module):
         for cascade in range(self.cascades):
             network = self.networks[cascade % len(self.networks)]
             change = scale * as_complex(network(as_channels(seen / scale)))
+            if maps is not None and self.consistency == "sense":
+                seen = sense(kspace, mask, maps, self.sense_weight.exp(), 6, prior=seen + change)
+                image = spread_coils(seen, maps)
+                continue
             image = image + (change if maps is None else spread_coils(change, maps))
             if self.consistency == "hard":
                 image = keep_measured(image, kspace, mask)
@@ -3622,10 +3639,17 @@ class VariationalNetwork(Unrolled):
     saves cascades. With sensitivities="espirit" the maps are those of espirit_maps, which nothing in the object
     disturbs: where its phase turns quickly, the low-resolution images lose signal and their ratios are wrong.
 
+    With consistency="sense" it is MoDL instead (Aggarwal, Mani and Jacob 2019, IEEE TMI 38(2)): after each network,
+    sense looks for the image that explains the measured samples of all coils together and is near what the network
+    returned, with a learned weight. What the coils determine, the network cannot spoil.
+
     Args:
+        consistency: of Unrolled, or sense.
         sensitivities: learned or espirit.
         others: see Unrolled.
     """
+
+    CONSISTENCIES = (*Unrolled.CONSISTENCIES, "sense")
 
     def __init__(
         self,
@@ -3639,6 +3663,8 @@ class VariationalNetwork(Unrolled):
         super().__init__(inner, cascades, consistency, shared, **settings)
         choose({"learned": None, "espirit": None}, sensitivities, "sensitivities")
         self.start_weight = nn.Parameter(torch.tensor(0.01).log())
+        if consistency == "sense":
+            self.sense_weight = nn.Parameter(torch.tensor(0.05).log())
         if sensitivities == "learned":
             self.map_network = _inner("unet", 2, 2, features=4, levels=3)
 
@@ -3663,7 +3689,10 @@ class VariationalNetwork(Unrolled):
             raise BadInput(f"k-space of shape {tuple(kspace.shape)} has no coil axis: expected (batch, coils, H, W)")
         maps = self.maps(kspace, mask)
         first = sense(kspace, mask, maps, self.start_weight.exp(), iterations=8)
-        images = center_crop(self.unroll(first, kspace, mask, maps), size)
+        images = self.unroll(first, kspace, mask, maps)
+        if self.consistency == "sense":  # the samples' noise, too, as in the reference
+            images = keep_measured(images, kspace, mask)
+        images = center_crop(images, size)
         # The tiny summand keeps the gradient finite where all coils are 0.
         return (images.abs().square().sum(1) + torch.finfo(torch.float32).tiny).sqrt()
 
@@ -3800,6 +3829,16 @@ MODELS: dict[str, partial] = {
     ),
     "rss_unet": partial(MagnitudeNetwork, inner="unet", residual=True, features=16, levels=4),
     "varnet": partial(VariationalNetwork, inner="unet", cascades=6, features=8, levels=3),
+    "modl": partial(
+        VariationalNetwork,
+        inner="resnet",
+        cascades=4,
+        consistency="sense",
+        shared=True,
+        sensitivities="espirit",
+        features=32,
+        stages="2x2",
+    ),
 }
 # Of models that diverge at DEFAULT_RATE, which suits most, or are slow at it.
 LEARNING_RATES = {"resnet": 0.0003, "cine_unrolled": 0.005}
@@ -3824,6 +3863,9 @@ def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     inner = _defaults(choose(INNER_NETWORKS, chosen, "inner network"))
     if (chosen in SEQUENCE_NETWORKS) != (takes["inner"] in SEQUENCE_NETWORKS):
         raise BadInput(f"inner network {chosen!r} is not for model {name!r}: leave inner out, or choose another model")
+    of_sequences = settings.get("frames") or settings.get("start") not in (None, "", "zero_filled")
+    if chosen not in SEQUENCE_NETWORKS and of_sequences:
+        raise BadInput(f"model {name!r} is not for sequences: leave frames and start out")
     own = takes | model.keywords
     result = {}
     for key in MODEL_SETTINGS:
@@ -5171,8 +5213,11 @@ def prepare_super_resolution(settings: Any) -> None:
     """The mask that an upscale factor means, and what makes srresnet srgan."""
     factor = settings.upscale_factor
     choose({"2": None, "4": None}, str(factor), "upscale_factor")
-    if settings.acceleration not in (0, factor**2) or settings.mask != "low_pass":
-        raise BadInput("mask and acceleration: super_resolution has its own: give upscale_factor instead")
+    own = (0, factor**2), (0, 1 / factor**2)
+    if settings.mask != "low_pass" or settings.acceleration not in own[0] or settings.center_fraction not in own[1]:
+        raise BadInput(
+            "mask, acceleration and center_fraction: super_resolution has its own: give upscale_factor instead"
+        )
     settings.acceleration, settings.center_fraction = float(factor**2), 1 / factor**2  # the block is all there is
     if settings.model == "srgan":
         settings.adversarial_weight = settings.adversarial_weight or 0.005
@@ -5246,9 +5291,12 @@ def check_multi_coil(settings: Any) -> None:
 
 
 def tuned_parallel(train_set: SliceDataset, settings: Any) -> tuple[dict[str, Method], dict[str, float]]:
-    """The baselines of multi_coil: each method of PARALLEL with the weight that suits a few training slices best."""
+    """The baselines of multi_coil: each method of PARALLEL with the weight of highest PSNR on a few training slices.
+
+    The weight of highest SSIM smooths more, and costs them decibels; the loss of the networks is L1.
+    """
     weights = {
-        name: tune(partial(parallel_method, name), train_set, choices, slices=8, device=settings.device)
+        name: tune(partial(parallel_method, name), train_set, choices, 8, settings.device, psnr)
         for name, (_, choices) in PARALLEL.items()
     }
     methods = {name: parallel_method(name, weight) for name, weight in weights.items()}
@@ -5310,7 +5358,7 @@ TASKS: dict[str, Task] = {
         demo=partial(
             demo_data, ROOT / "data" / "demo_multi_coil", train=36, val=12, slices=5, matrix=128, seed=1, coils=8
         ),
-        models=("varnet", "rss_unet"),
+        models=("varnet", "modl", "rss_unet"),
         start=("zero_filled", zero_filled_rss),
         baselines=tuned_parallel,
         read=partial(read_folder, axes="slices, coils, H, W"),
@@ -5326,11 +5374,15 @@ def fill_in(settings: Any) -> Any:
     With `evaluate`, the checkpoint's own: it is scored as it was trained, unless a parameter says otherwise.
 
     Raises:
-        BadInput: an unknown task or model, one that does not suit the other, or see model_settings.
+        BadInput: an unknown task or model, one that does not suit the other, one that the checkpoint does not have, or
+            see model_settings.
     """
     values = vars(settings)
     if settings.evaluate:
         trained = read_checkpoint(settings.evaluate)["parameters"]
+        for name in ("model", *MODEL_SETTINGS):
+            if values[name] and values[name] != trained.get(name, values[name]):
+                raise BadInput(f"{settings.evaluate}: has {name} {trained[name]!r}, not {values[name]!r}: leave it out")
         values.update({name: trained[name] for name in ("task", "model", *MODEL_SETTINGS) if name in trained})
         own = choose(TASKS, settings.task, "task").settings
         values.update({name: values[name] or trained.get(name, own[name]) for name in own if name != "data"})
@@ -5474,8 +5526,8 @@ class RunState:
     """
 
     FIRST = ("best.pt", "checkpoint.pt")  # all that a run killed in its first save can leave, whole or .partial
-    # between a run and its resumption; shards because it follows the number of processes
-    MAY_CHANGE = "data device epochs workers cache skip_unreadable shards accumulate compile resume out"
+    # between a run and its resumption, besides SAME_EXPERIMENT; shards because it follows the number of processes
+    MAY_CHANGE = ("data", "epochs", "skip_unreadable", "shards")
 
     def __init__(self, settings: Any, parts: Mapping[str, Any]) -> None:
         self.settings, self.parts = settings, parts
@@ -5501,7 +5553,7 @@ class RunState:
     def _load(self, content: Mapping[str, Any], path: Path) -> None:
         for name, value in vars(self.settings).items():
             before = content["parameters"].get(name, value)
-            if name not in self.MAY_CHANGE.split() and before != value:
+            if name not in (*SAME_EXPERIMENT, *self.MAY_CHANGE) and before != value:
                 trained = f"trained with {name} {before!r}, not {value!r}"
                 raise BadInput(f"{path}: {trained}: resume with the same parameters, or choose another --out")
         if not {f"{name}_state" for name in self.parts} <= set(content):
@@ -5589,13 +5641,17 @@ def describe(settings: Any, train_set: SliceDataset, val_set: SliceDataset) -> s
     )
 
 
+# Parameters that say where and how a run computes, not what.
+SAME_EXPERIMENT = ("device", "workers", "cache", "compile", "accumulate", "resume", "out")
+
+
 def changed_parameters(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """name -> (in a, in b) of the parameters that make two runs different experiments.
 
     An ablation that changes more than one of them shows nothing about either. What each run has because it is its
     model's own, and differs because the models do, is no change besides.
     """
-    names = [name for name in {**a, **b} if name not in ("device", "workers", "resume", "out")]
+    names = [name for name in {**a, **b} if name not in SAME_EXPERIMENT]
     changed = {name: (a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name)}
     models: list[str] = [model for model in changed.get("model", ()) if model in MODELS]
     if len(models) < 2:
@@ -6225,17 +6281,18 @@ def compare_runs(runs: Sequence[Run]) -> list[dict[str, str]]:
     Args:
         runs: finished runs; parameters that differ between them, beyond model, mask and seed, get a column.
     """
-    named = ("model", "mask", "acceleration", "center_fraction", "seed")
+    exam = ("data", "mask", "acceleration", "center_fraction")  # what all methods share
+    named = (*exam[1:], "model", "seed")
     changed = [name for run in runs for name in changed_parameters(runs[0].parameters, run.parameters)]
     varied = [name for name in dict.fromkeys(changed) if name not in named]
-    sampling = lambda run: tuple(run.parameters[n] for n in ("mask", "acceleration", "center_fraction"))  # noqa: E731
-    order = sorted(runs, key=lambda run: (sampling(run), run.network, run.parameters["seed"], run.folder.name))
+    shared = lambda run: {name: run.parameters[name] for name in exam}  # noqa: E731
+    order = sorted(runs, key=lambda run: (*shared(run).values(), run.network, run.parameters["seed"], run.folder.name))
     rows, digits_of = [], (("ssim", 3), ("psnr", 2), ("nmse", 4))
     for number, run in enumerate(order):
-        fresh = number == 0 or sampling(run) != sampling(order[number - 1])
+        fresh = number == 0 or shared(run) != shared(order[number - 1])
         for method in run.metrics["methods"] if fresh else [run.network]:
-            mask, factor, fraction = sampling(run)
-            own = run.parameters if method == run.network else {}
+            _, mask, factor, fraction = shared(run).values()
+            own = run.parameters if method == run.network else {"data": run.parameters["data"]}
             rows.append(
                 {"mask": mask, "acceleration": f"{factor:g}x ({run.metrics['data']['effective_acceleration']:.2f})"}
                 | {"centre": f"{fraction:g}", "method": method, "seed": str(own.get("seed", ""))}

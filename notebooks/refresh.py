@@ -1,6 +1,9 @@
 """Run the notebooks, keep their outputs, and write train.py: what `make notebooks` does.
 
-usage: python notebooks/refresh.py [NAME.ipynb ...]      (default: all of them)
+usage: python notebooks/refresh.py [NAME.ipynb ...]      (default: the numbered ones)
+
+report, comparison and scoreboard are refreshed by name, after the runs that they show: runs/unet of notebook 04, the
+default of `make sweep`, and the commands that the scoreboard lists.
 
 Outputs are committed so that the book reads on a code host. What changes from run to run (execution
 times, widget state, versions) and what a static page cannot show (widget views) is taken out, so
