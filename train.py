@@ -102,7 +102,19 @@ parameters = mri.read_parameters(globals())
 
 # %% [markdown]
 """
-Why these choices?
+## The network
+
+A **U-Net** halves the image four times, with two 3x3 convolutions at each size, of 16, 32, 64, 128
+and 256 channels, and doubles it back. At each size, what was there on the way down is joined to what
+comes up (skip connections), so that detail survives while the coarse sizes see far. Two channels go
+in and two come out, real and imaginary part. Around it, with F the Fourier transform, M the mask and
+k the measured samples:
+
+    x0     = F^-1 k                      zero-filled image
+    x      = x0 + UNet(x0)               what the network adds
+    result = F^-1 (M k + (1 - M) F x)    data consistency: what was measured is put back
+
+In mri_utils.py these are `UNet`, `Unrolled` with one cascade, and `keep_measured`. Why these choices?
 
 - **Complex in, complex out.** k-space is complex; a network that sees only magnitudes can neither use
   the phase nor be checked against the measurement. The slowly varying phase of each image, known from
@@ -407,7 +419,8 @@ mri.show_file(Path(metrics["parameters"]["out"], "figures", "best.png"))
 ## Exercises
 
 1. Set `consistency` to "none". Which error maps change, and where in k-space is the difference?
-2. Train `magnitude_unet` with the same parameters. What does throwing the phase away cost?
+2. Train `magnitude_unet` with the same parameters and compare it with the network of exercise 1, which puts
+   nothing back either. What does throwing the phase away cost?
 3. Set `cascades` to 2 and `epochs` to half: the same time, better spent?
 
 Before: [03 Aliasing](03_aliasing.ipynb). Next: [05 Evaluate](05_evaluate.ipynb).
