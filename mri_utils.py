@@ -4313,7 +4313,8 @@ class SliceDataset(torch.utils.data.Dataset):
             name, so that results compare across programs); a number draws a new mask for every slice
             and epoch, reproducibly, which is what training wants.
         limit: use only the first `limit` slices of an even spread; 0 uses all.
-        augment: vary orientation, matrix size, phase and noise (see vary_scan), reproducibly; needs a seed.
+        augment: vary orientation, matrix size and noise (see vary_scan), reproducibly; needs a seed.
+        vary_phase: give each slice another phase of a gradient echo (see susceptibility_phase); needs a seed.
         skip: a file that turns out to be unreadable is named once; from then on the next readable slice of
             the same size stands in for each of its slices. Otherwise it raises BadInput.
     Attributes:
@@ -4330,11 +4331,12 @@ class SliceDataset(torch.utils.data.Dataset):
         limit: int = 0,
         augment: bool = False,
         skip: bool = False,
+        vary_phase: bool = False,
     ) -> None:
         self.volumes, self.seed = list(volumes), seed
         self._epoch = torch.zeros((), dtype=torch.long)
         self.skip, self.unreadable = skip, set[int]()
-        self.mask, self.augment = mask, augment and seed is not None
+        self.mask, self.augment, self.vary_phase = mask, augment and seed is not None, vary_phase and seed is not None
         factors = acceleration if isinstance(acceleration, Sequence) else [acceleration]
         self.sampling = [(factor, center_fraction * factors[0] / factor) for factor in factors]
         self.slices = [(v, s) for v, volume in enumerate(self.volumes) for s in range(len(volume))]
@@ -4405,13 +4407,18 @@ class SliceDataset(torch.utils.data.Dataset):
         mask_seed: str | tuple[int, ...] = volume.path.name
         if self.seed is not None:  # training
             mask_seed = (self.seed, self.epoch, index)
-            if self.augment or len(self.sampling) > 1:
+            if self.augment or self.vary_phase or len(self.sampling) > 1:
                 random = np.random.RandomState((*mask_seed, 1))  # not the stream of the mask
                 sampling = self.sampling[random.randint(len(self.sampling))]
         if self.augment:
             # One choice per size and epoch, so that slices of one size still make a batch.
             common = np.random.RandomState((self.seed or 0, self.epoch, *self.size(index)))
             kspace, acquired, size = vary_scan(kspace, acquired, size, peak, common, random)
+        if self.vary_phase:
+            phase = susceptibility_phase(kspace.shape[-2:], random)
+            turned = fft2c(ifft2c(kspace) * torch.polar(torch.ones_like(phase), phase))
+            kspace = torch.where(acquired, turned, 0)
+        if self.augment or self.vary_phase:
             target = volume.magnitude(center_crop(ifft2c(kspace), size))
         else:
             target = volume.target(s) if volume.mask is None else torch.zeros(size)
@@ -4435,8 +4442,8 @@ def vary_scan(
 ) -> tuple[Tensor, Tensor, tuple[int, int]]:
     """The scan that another protocol would have made of the same slice: what transfer to real scans needs.
 
-    The phase-encode direction is swapped and the matrix made coarser as `common` draws; the image is mirrored, gets
-    the phase of a gradient echo (see susceptibility_phase) and noise as `random` draws.
+    The phase-encode direction is swapped and the matrix made coarser as `common` draws; the image
+    is mirrored and noise added as `random` draws.
 
     Args:
         kspace: ([coils,] h, W) complex, fully sampled.
@@ -4463,9 +4470,7 @@ def vary_scan(
         acquired = acquired.flip(0).roll(1 - len(acquired) % 2)
     deviation = peak * math.exp(random.uniform(math.log(0.003), math.log(0.06)))
     noise = torch.from_numpy(random.standard_normal((*kspace.shape, 2)).astype(np.float32))
-    phase = susceptibility_phase(image.shape[-2:], random)
-    image = image.flip(mirrored) * torch.polar(torch.ones_like(phase), phase)
-    kspace = fft2c(image) + deviation * torch.view_as_complex(noise)
+    kspace = fft2c(image.flip(mirrored)) + deviation * torch.view_as_complex(noise)
     return torch.where(acquired, kspace, 0), acquired, size
 
 
@@ -5251,7 +5256,7 @@ def split_cine(folder: Path, read: Callable[[Path], list[Volume]]) -> tuple[list
 
 def check_cine(settings: Any) -> None:
     """Refuse what sequences cannot have."""
-    for name in ("augment", "cache", "adversarial_weight"):
+    for name in ("augment", "vary_phase", "cache", "adversarial_weight"):
         if getattr(settings, name):
             raise BadInput(f"{name} is not for task 'cine': leave it out")
 

@@ -59,6 +59,7 @@ center_fraction: float = 0.0  # share of k-space that is fully sampled around it
 train_accelerations: str = ""  # several for training, "4 8", drawn slice by slice; the one above is scored
 upscale_factor: int = 0  # of super_resolution: 2 or 4 (0: the task's own, 2)
 augment: bool = False  # vary orientation, matrix size and noise of the training slices
+vary_phase: bool = False  # give them the phases of gradient echoes
 inner: str = ""  # network inside the model: unet, resnet or recon_resnet ("": the model's own)
 features: int = 0  # channels of its first convolution (0: the model's own)
 levels: int = 0  # how often a U-Net halves the image (0: the model's own)
@@ -139,7 +140,7 @@ def load_data(settings):
     several = mri.read_numbers(settings.train_accelerations, "train_accelerations")
     sampling = settings.mask, several or settings.acceleration, settings.center_fraction
     options = {"seed": settings.seed, "limit": settings.train_slices, "augment": settings.augment}
-    options |= {"skip": settings.skip_unreadable}
+    options |= {"skip": settings.skip_unreadable, "vary_phase": settings.vary_phase}
     return mri.SliceDataset(train, *sampling, **options), val_set
 
 
@@ -200,10 +201,10 @@ def score(method, val_set, settings, keep=True):
     for index in mri.progress(mri.own_share(range(len(val_set.volumes))), "validation"):
         image, target, spent = mri.reconstruct_volume(method, val_set, index, settings)
         row = {name: metric(target, image) for name, metric in mri.METRICS.items()}
-        found.append((row, spent))
+        found.append((row, spent, len(image)))
         images += [image] if keep else []
-    rows, seconds = zip(*mri.gather(found))
-    return list(rows), mri.gather(images, by_all=False), sum(seconds) / len(val_set)
+    rows, seconds, slices = zip(*mri.gather(found))
+    return list(rows), mri.gather(images, by_all=False), sum(seconds) / sum(slices)
 
 
 # %% [markdown]

@@ -459,6 +459,7 @@ def test_splits_one_file_by_subject(tmp_path, random):
     [
         ({"center_fraction": 0.3}, "acceleration 5.0 is impossible"),
         ({"augment": True}, "augment is not for task 'cine'"),
+        ({"vary_phase": True}, "vary_phase is not for task 'cine'"),
         ({"cache": "x"}, "cache is not for task 'cine'"),
         ({"model": "unet"}, "use cine_unet, cine_dual_unet, cine_unrolled"),
         ({"model": "cine_unet", "stages": "2x2"}, "'cine_unet' has no stages"),

@@ -667,10 +667,7 @@ def test_augmented_slices_hold_nothing_where_nothing_was_acquired(width, random,
 
 @pytest.mark.parametrize("swap", [False, True])
 def test_vary_scan_keeps_the_image(swap, random):
-    """With nothing drawn but the swap the image is the same, transposed; a coarser one is the same, smaller.
-
-    The draw in the middle of the steepest phases is none.
-    """
+    """With nothing drawn but the swap the image is the same, transposed; a coarser one is the same, smaller."""
 
     class Fixed:
         def __init__(self, *numbers):
@@ -680,13 +677,10 @@ def test_vary_scan_keeps_the_image(swap, random):
             return self.numbers.pop(0)
 
         def uniform(self, low, high):
-            return self.numbers.pop(0) if self.numbers else (low + high) / 2
-
-        def randint(self, low, high):
-            return low
+            return self.numbers.pop(0) if self.numbers else low
 
         def standard_normal(self, shape):
-            return np.full(shape, 1e-9)  # no noise, and yet a direction
+            return np.zeros(shape)
 
     y, x = torch.linspace(-1, 1, 24), torch.linspace(-1, 1, 32)
     image = torch.exp(-8 * ((y[:, None] - 0.2) ** 2 + (x - 0.1) ** 2)) + 0j
@@ -700,3 +694,52 @@ def test_vary_scan_keeps_the_image(swap, random):
         assert size == tuple(expected.shape) and kept.all() and len(kept) == kspace.shape[-1]
         assert torch.allclose(mri.center_crop(mri.ifft2c(kspace), size), expected, atol=1e-5)
         assert float(expected.abs().max()) == pytest.approx(1, abs=0.03)
+
+
+def test_varied_phase_leaves_the_magnitudes(tiny):
+    """The image turns by another phase in every epoch; nothing else changes."""
+    volumes = mri.read_folder(tiny / "train")
+    data = mri.SliceDataset(volumes, "random", 1, 0.1, seed=0, vary_phase=True)  # all samples are kept
+    plain, phases = mri.SliceDataset(volumes, "random", 1, 0.1, seed=0)[2], []
+    for data.epoch in (0, 1):
+        sample = data[2]
+        assert torch.allclose(sample.target, plain.target, atol=1e-5 * float(plain.target.max()))
+        assert torch.equal(sample.kspace, data[2].kspace)
+        images = [mri.zero_filled(s.kspace, s.mask, s.target.shape) for s in (plain, sample)]
+        assert torch.allclose(images[1].abs(), sample.target, atol=1e-5 * float(plain.target.max()))
+        phases.append((images[1] * images[0].conj()).angle()[plain.target > 0.2 * plain.target.max()])
+    assert all(phase.std() > 0.02 for phase in phases) and (phases[0] - phases[1]).abs().max() > 0.1
+    unvaried = mri.SliceDataset(volumes, "random", 1, 0.1, vary_phase=True)  # validation data stay as they are
+    assert torch.equal(mri.ifft2c(unvaried[2].kspace).angle(), mri.ifft2c(plain.kspace).angle())
+
+
+@pytest.mark.parametrize("direction", [(0, 0, 1), (1, 0, 0), (1, 2, 2)])
+def test_susceptibility_phase_is_the_field_of_a_ball(direction):
+    """Against the dipole kernel in k-space, 1/3 - cos^2, on a grid around a ball (its periodic images disturb)."""
+
+    class Fixed:
+        def __init__(self):
+            self.numbers = [0.12, 0.0, 0.0, 1.25, 1.0]  # radius, place, height in radii, steepest turn
+
+        def uniform(self, low, high):
+            return self.numbers.pop(0)
+
+        def randint(self, low, high):
+            return low
+
+        def standard_normal(self, count):
+            return np.array(direction, float)
+
+    n, wide = 64, 128
+    phase = mri.susceptibility_phase((n, n), Fixed()).numpy()
+    assert max(np.abs(np.diff(phase, axis=axis)).max() for axis in (0, 1)) == pytest.approx(1, abs=1e-6)
+    y, x, z = np.ogrid[-n:n, -n:n, -n:n]
+    ball = (y**2 + x**2 + z**2 < (0.12 * n) ** 2).astype(float)
+    ky, kx, kz = np.meshgrid(*[np.fft.fftfreq(wide)] * 3, indexing="ij", sparse=True)
+    square = ky**2 + kx**2 + kz**2
+    square[0, 0, 0] = 1
+    along = (direction[0] * ky + direction[1] * kx + direction[2] * kz) / np.linalg.norm(direction)
+    field = np.fft.fftshift(np.fft.ifftn(np.fft.fftn(np.fft.ifftshift(ball)) * (1 / 3 - along**2 / square)).real)
+    middle = slice(n - n // 2, n + n // 2)
+    oracle = field[middle, middle, n + round(1.25 * 0.12 * n)]
+    assert abs(np.corrcoef(oracle.ravel(), phase.ravel())[0, 1]) > 0.99
