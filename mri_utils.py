@@ -3664,7 +3664,8 @@ class VariationalNetwork(Unrolled):
         choose({"learned": None, "espirit": None}, sensitivities, "sensitivities")
         self.start_weight = nn.Parameter(torch.tensor(0.01).log())
         if consistency == "sense":
-            self.sense_weight = nn.Parameter(torch.tensor(0.05).log())
+            self.sense_weight = nn.Parameter(torch.tensor(0.1).log())
+            self.step = nn.Parameter(torch.tensor(2.0))
         if sensitivities == "learned":
             self.map_network = _inner("unet", 2, 2, features=4, levels=3)
 
@@ -3690,8 +3691,8 @@ class VariationalNetwork(Unrolled):
         maps = self.maps(kspace, mask)
         first = sense(kspace, mask, maps, self.start_weight.exp(), iterations=8)
         images = self.unroll(first, kspace, mask, maps)
-        if self.consistency == "sense":  # the samples' noise, too, as in the reference
-            images = keep_measured(images, kspace, mask)
+        if self.consistency == "sense":  # the air, where there are no sensitivities, is as noisy as in the reference
+            images = keep_measured(images, kspace, mask, self.step.sigmoid())
         images = center_crop(images, size)
         # The tiny summand keeps the gradient finite where all coils are 0.
         return (images.abs().square().sum(1) + torch.finfo(torch.float32).tiny).sqrt()
