@@ -2625,7 +2625,8 @@ def temporal_tv(kspace: Tensor, mask: Tensor, weight: float = 0.01, iterations: 
     """total_variation along time, (..., frames, H, W) -> same shape: what rests is pieced together from all frames.
 
     The frame after the last is the first, as in view_sharing. Feng et al. 2014, MRM 72(3), who used it for radial
-    sampling. Arguments as total_variation.
+    sampling. Arguments as total_variation. At small weights 200 iterations stop short of the minimum, so that the
+    weight belongs to their number.
     """
     return total_variation(kspace, mask, weight, iterations, axes=(-3,), periodic=True)
 
