@@ -2326,17 +2326,21 @@ def keep_measured(image: Tensor, kspace: Tensor, mask: Tensor, weight: Tensor | 
     return ifft2c(torch.where(mask, measured, spectrum))
 
 
-def _gradient(x: Tensor, axes: Sequence[int] = (-2, -1)) -> Tensor:
-    """Forward differences along each axis, zero at the far edge: (..., H, W) -> (len(axes), ..., H, W)."""
+def _gradient(x: Tensor, axes: Sequence[int] = (-2, -1), periodic: bool = False) -> Tensor:
+    """Forward differences along each axis, at the far edge zero, or periodic: (..., H, W) -> (len(axes), ..., H, W)."""
+    if periodic:
+        return torch.stack([x.roll(-1, axis) - x for axis in axes])
     gradient = x.new_zeros((len(axes), *x.shape))
     for part, axis in zip(gradient, axes):
         part.narrow(axis, 0, x.shape[axis] - 1).copy_(x.diff(dim=axis))
     return gradient
 
 
-def _gradient_adjoint(p: Tensor, axes: Sequence[int] = (-2, -1)) -> Tensor:
+def _gradient_adjoint(p: Tensor, axes: Sequence[int] = (-2, -1), periodic: bool = False) -> Tensor:
     """The adjoint of _gradient (minus the divergence): (len(axes), ..., H, W) -> (..., H, W)."""
     x = torch.zeros_like(p[0])
+    if periodic:
+        return sum((part.roll(1, axis) - part for part, axis in zip(p, axes)), x)
     for part, axis in zip(p, axes):
         inner = part.narrow(axis, 0, x.shape[axis] - 1)
         x.narrow(axis, 1, x.shape[axis] - 1).add_(inner)
@@ -2379,6 +2383,7 @@ def total_variation(
     iterations: int = 300,
     axes: Sequence[int] = (-2, -1),
     maps: Tensor | None = None,
+    periodic: bool = False,
 ) -> Tensor:
     """Total-variation reconstruction: argmin_x 1/2 |M F S x - y|^2 + weight * s * TV(x).
 
@@ -2395,6 +2400,7 @@ def total_variation(
         iterations: primal-dual steps, each one pair of FFTs, or four per coil.
         axes: along which neighbours are compared; -3 is the time of a sequence.
         maps: S, (..., coils, H, W) complex, see sensitivity_maps; None for a single coil.
+        periodic: the last is compared with the first, along all axes; by default it has no neighbour.
     Returns:
         (..., H, W) complex image.
     """
@@ -2405,11 +2411,11 @@ def total_variation(
     norm = math.sqrt(max(8, 4 * len(axes)))
     primal, dual_step = 30 / norm, 1 / 30 / norm
     start = image = ifft2c(measured)
-    ahead, dual = image, torch.zeros_like(_gradient(image, axes))
+    ahead, dual = image, torch.zeros_like(_gradient(image, axes, periodic))
     for _ in range(iterations):
-        dual = dual + dual_step * _gradient(ahead, axes)
+        dual = dual + dual_step * _gradient(ahead, axes, periodic)
         dual = dual / (dual.abs().square().sum(0).sqrt() / max(weight, 1e-12)).clamp(min=1)
-        previous, image = image, image - primal * _gradient_adjoint(dual, axes)
+        previous, image = image, image - primal * _gradient_adjoint(dual, axes, periodic)
         if maps is None:
             spectrum = fft2c(image)
             image = ifft2c(torch.where(mask, (spectrum + primal * measured) / (1 + primal), spectrum))
@@ -2619,9 +2625,11 @@ def bicubic(kspace: Tensor, size: Sequence[int], factor: int) -> Tensor:
 def temporal_tv(kspace: Tensor, mask: Tensor, weight: float = 0.01, iterations: int = 200) -> Tensor:
     """total_variation along time, (..., frames, H, W) -> same shape: what rests is pieced together from all frames.
 
-    Feng et al. 2014, MRM 72(3), who used it for radial sampling. Arguments as total_variation.
+    The frame after the last is the first, as in view_sharing. Feng et al. 2014, MRM 72(3), who used it for radial
+    sampling. Arguments as total_variation. At small weights 200 iterations stop short of the minimum, so that the
+    weight belongs to their number.
     """
-    return total_variation(kspace, mask, weight, iterations, axes=(-3,))
+    return total_variation(kspace, mask, weight, iterations, axes=(-3,), periodic=True)
 
 
 def view_sharing(kspace: Tensor, mask: Tensor) -> Tensor:
