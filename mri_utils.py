@@ -3840,13 +3840,12 @@ MODELS: dict[str, partial] = {
     "varnet": partial(VariationalNetwork, inner="unet", cascades=6, features=8, levels=3),
     "modl": partial(
         VariationalNetwork,
-        inner="resnet",
+        inner="unet",
         cascades=4,
         consistency="sense",
-        shared=True,
         sensitivities="espirit",
-        features=32,
-        stages="2x2",
+        features=12,
+        levels=3,
     ),
 }
 # Of models that diverge at DEFAULT_RATE, which suits most, or are slow at it.
