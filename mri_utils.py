@@ -1267,12 +1267,13 @@ class ImageVolume(Volume):
         image = self.image(index)
         random = np.random.RandomState(np.frombuffer(hashlib.sha1(image.numpy().tobytes()).digest(), np.uint32))
         kspace = center_crop(fft2c(image), self.shape[1:])
-        image = ifft2c(kspace) * math.sqrt(kspace.numel() / image.numel())
+        # real again: of an even matrix the outermost row and column have lost their mirror images
+        image = ifft2c(kspace).real * math.sqrt(kspace.numel() / image.numel())
         if self.phase:
             y, x = (torch.linspace(-1, 1, n) for n in image.shape)
             terms = torch.stack(torch.broadcast_tensors(torch.ones(()), y[:, None], x, y[:, None] ** 2, x**2))
             weights = torch.from_numpy(random.normal(0, 1.2, 5).astype(np.float32))
-            image = torch.polar(image.real, torch.tensordot(weights, terms, 1))  # a negative value gets another pi
+            image = torch.polar(image, torch.tensordot(weights, terms, 1))  # a negative value gets another pi
         if self.noise_level:
             drawn = torch.from_numpy(random.standard_normal((*image.shape, 2)).astype(np.float32))
             image = image + self.noise_level * image.abs().max() * torch.view_as_complex(drawn)

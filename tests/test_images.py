@@ -68,6 +68,15 @@ def test_series_are_told_apart_and_sorted_by_position(tmp_path):
     assert len(set(first.fingerprints())) == 4
 
 
+def test_a_cropped_matrix_without_phase_stays_real(tmp_path):
+    """An even crop leaves the outermost row and column without mirror images; the image is real all the same."""
+    texture = np.random.default_rng(0).integers(0, 1000, (64, 64)).astype(np.uint16)
+    tags = {"AcquisitionMatrix": [32, 0, 0, 32], "InPlanePhaseEncodingDirection": "ROW"}
+    write_dicom(tmp_path / "IM1", texture, **tags)
+    (volume,) = mri.read_images(tmp_path, phase=False)
+    assert volume.shape == (1, 32, 32) and mri.looks_magnitude_only(volume.kspace(0))
+
+
 def test_files_of_one_name_share_neither_phase_nor_noise(tmp_path):
     """Every series has its IM0001: a network that knew its noise from training would be praised for it."""
     for folder in ("a", "b"):
