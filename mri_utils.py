@@ -3646,7 +3646,8 @@ class VariationalNetwork(Unrolled):
     small U-Net, the same for all coils, refines. The image is the root-sum-of-squares of the coils at the end.
     Unlike there, the first image is not the zero-filled one but eight steps of sense with a learned weight, which
     saves cascades. With sensitivities="espirit" the maps are those of espirit_maps, which nothing in the object
-    disturbs: where its phase turns quickly, the low-resolution images lose signal and their ratios are wrong.
+    disturbs: where its phase turns quickly, the low-resolution images lose signal and their ratios are wrong. Their
+    eigenvectors are found on the CPU, for which a GPU waits.
 
     With consistency="sense" it is MoDL instead (Aggarwal, Mani and Jacob 2019, IEEE TMI 38(2)): after each network,
     sense looks for the image that explains the measured samples of all coils together and is near what the network
@@ -5106,7 +5107,7 @@ def tune(
             break
         further = float(f"{best**2 / next_to:.6g}")
         found[further] = quality(further)
-    return best
+    return max(found, key=lambda weight: found[weight])
 
 
 def reconstruct(method: Method, batch: Sample, precision: str = "float32") -> Tensor:
