@@ -144,13 +144,13 @@ def test_explore_redraws_without_a_front_end(shown):
     assert len(shown["display"]) == 1 and len(shown["Image"]) == 1  # one picture, replaced
 
 
-def finished(seed, features, ssim):
+def finished(seed, features, ssim, data="data/demo"):
     """A run as read_run opens it, with a zero-filled image and a network."""
     figure = {"mean": ssim, "ci95": [ssim - 0.1, ssim + 0.1]}
     alone = {"mean": 20.0, "ci95": [20.0, 20.0]}  # one subject
     figures = {"ssim": figure, "psnr": alone, "nmse": figure}
     parameters = {"model": "unet", "mask": "random", "acceleration": 4.0, "center_fraction": 0.08}
-    parameters |= {"seed": seed, "features": features}
+    parameters |= {"seed": seed, "features": features, "data": data}
     metrics = {"parameters": parameters, "data": {"effective_acceleration": 3.914}}
     return mri.Run(Path(f"run{seed}"), metrics | {"methods": {"zero_filled": figures, "unet": figures}}, [])
 
@@ -162,6 +162,14 @@ def test_runs_are_compared_in_one_table():
     ]  # fmt: skip
     assert rows[1]["SSIM"] == "0.500 [0.400, 0.600]" and rows[2]["SSIM"] == "0.600 [0.500, 0.700]"
     assert rows[0]["PSNR"] == "20.00 (one subject)" and rows[0]["acceleration"] == "4x (3.91)"
+
+
+def test_runs_on_two_data_sets_have_their_own_baselines():
+    rows = mri.compare_runs([finished(0, 4, 0.6, "data/b"), finished(0, 4, 0.5, "data/a")])
+    assert [(row["data"], row["method"], row["SSIM"][:5]) for row in rows] == [
+        ("data/a", "zero_filled", "0.500"), ("data/a", "unet", "0.500"),
+        ("data/b", "zero_filled", "0.600"), ("data/b", "unet", "0.600"),
+    ]  # fmt: skip
 
 
 def test_tables_are_text_and_html(monkeypatch):

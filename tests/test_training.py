@@ -338,9 +338,11 @@ def test_a_checkpoint_is_evaluated_as_it_was_trained(run):
     settings = module.check(SimpleNamespace(**module.parameters | {"evaluate": str(run.folder / "checkpoint.pt")}))
     same = ("task", "model", "features", "levels", "mask", "acceleration", "center_fraction")
     assert all(getattr(settings, name) == trained[name] for name in same)
-    other = module.parameters | {"evaluate": str(run.folder / "checkpoint.pt"), "acceleration": 2.0, "features": 99}
-    settings = module.check(SimpleNamespace(**other))
-    assert settings.acceleration == 2 and settings.features == trained["features"]
+    other = module.parameters | {"evaluate": str(run.folder / "checkpoint.pt"), "acceleration": 2.0}
+    assert module.check(SimpleNamespace(**other)).acceleration == 2
+    for name, value in {"features": 99, "model": "unrolled"}.items():
+        with pytest.raises(mri.BadInput, match=rf"checkpoint.pt: has {name} .*, not {value!r}: leave it out"):
+            module.check(SimpleNamespace(**other | {name: value}))
 
 
 def test_sigterm_is_heard_while_a_baseline_is_tuned(tiny, monkeypatch):
