@@ -2815,7 +2815,8 @@ def espirit_maps(
         threshold: singular values below this part of the largest are noise.
         crop: maps are 0 where the eigenvalue is smaller, hence outside the object; 0 keeps all.
         grid: even side of a coarser grid of pixels on which the eigenvectors are found; the others lie between
-            them. Sensitivities are smooth: 48 serves SENSE as well as every pixel, in a quarter of the time at 128 x 128.
+            them. Sensitivities are smooth: 48 serves SENSE as well as every pixel, at 128 x 128 in a quarter of
+            the time.
     """
     if 0 < grid < max(kspace.shape[-2:]):
         few = [min(grid, n) for n in kspace.shape[-2:]]
