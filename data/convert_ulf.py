@@ -7,7 +7,6 @@ The path names the head (.../Figure 7B/... or head_7B_FSE.mat), the file name th
 
 import argparse
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -54,10 +53,8 @@ def read_kspace(path: Path, variable: str | None, slice_axis: str) -> np.ndarray
     return np.ascontiguousarray(kspace, dtype=np.complex64)
 
 
-def convert(args: argparse.Namespace) -> None:
-    """Read and check every file, then write them all: a failure leaves nothing behind."""
-    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise mri.BadInput(f"{args.out}: is there already: remove it or choose another folder")
+def convert(args: argparse.Namespace, building: Path) -> None:
+    """Read and check every file, then write them all into a folder that becomes args.out when it is complete."""
     paths = sorted(p for p in args.source.rglob(args.pattern) if p.is_file())
     if not paths:
         raise mri.BadInput(f"{args.source}: no {args.pattern} in it or below: check the path, or see --pattern")
@@ -75,20 +72,12 @@ def convert(args: argparse.Namespace) -> None:
     if not set(val) < set(subjects):
         raise mri.BadInput(f"--val {' '.join(val)}: name some, not all, of the heads found: {', '.join(subjects)}")
     volumes = {key: read_kspace(path, args.variable, args.slice_axis) for key, path in scans.items()}
-
-    place = args.out.resolve()  # it may be ".", or a link to another disk
-    building = place.with_name(f".{place.name}.partial")  # renamed when complete
-    shutil.rmtree(building, ignore_errors=True)  # of an earlier run that was killed
-    try:
-        for (subject, sequence), kspace in volumes.items():
-            path = Path("val" if subject in val else "train") / f"head_{subject}_{sequence}.h5"
-            names = dict(acquisition=f"ULF_{sequence}", patient_id=f"ulf_{subject}")
-            mri.write_volume(building / path, kspace, target_size=kspace.shape[1:], **names)
-            print(f"{scans[subject, sequence]} -> {args.out / path}  {kspace.shape}")
-        building.replace(place)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    print(f"{len(volumes)} volumes; next: python train.py --data {args.out} --out runs/{place.name}")
+    for (subject, sequence), kspace in volumes.items():
+        path = Path("val" if subject in val else "train") / f"head_{subject}_{sequence}.h5"
+        names = dict(acquisition=f"ULF_{sequence}", patient_id=f"ulf_{subject}")
+        mri.write_volume(building / path, kspace, target_size=kspace.shape[1:], **names)
+        print(f"{scans[subject, sequence]} -> {args.out / path}  {kspace.shape}")
+    print(f"{len(volumes)} volumes; next: python train.py --data {args.out} --out runs/{args.out.resolve().name}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -101,10 +90,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--variable", metavar="NAME", help="which array of the file, if several are complex and 3-D")
     what = "the third axis: slices, or partitions of 3-D k-space (default: slices, refused if unlikely)"
     parser.add_argument("--slice-axis", choices=("auto", "image", "kspace"), default="auto", help=what)
-    try:
-        convert(parser.parse_args(argv))
-    except mri.BadInput as error:
-        sys.exit(f"convert_ulf.py: {error}")
+    args = parser.parse_args(argv)
+    with mri.explaining("convert_ulf.py"), mri.new_folder(args.out) as building:
+        convert(args, building)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from skimage.metrics import structural_similarity
@@ -116,11 +115,10 @@ def data_path(folder, repeats):
     return count / figures["this book, raw files, masked k-space"], count / figures["this book, cache, masked k-space"]
 
 
-def trainer(settings, precision, compiled=False):
+def trainer(model, precision, compiled=False):
     """A network of this book at 32 features: a training step on a Sample, and its inference."""
-    settings = SimpleNamespace(**settings, features=32, device=DEVICE, precision=precision, workers=0, compile=False)
-    mri.choose_device(settings)
-    network = mri.place(mri.build_model(vars(settings)), settings, None)
+    mri.choose_machine(DEVICE, precision=precision)
+    network = mri.build_model(f"{model}(features=32)").to(DEVICE)
     for inner in (getattr(network, "networks", None) or [network.network]) if compiled else []:
         inner.compile(dynamic=False)
     optimizer = torch.optim.RMSprop(network.parameters(), 0.001)
@@ -161,18 +159,15 @@ def training(batch, repeats):
     reference = "fastmri: its Unet, 7.8 million weights, float32"
     step, infer = fastmri_trainer()
     steps, images = {reference: lambda: step(target, target)}, {reference: lambda: infer(target)}
-    kinds = {
-        "magnitude_unet (levels 4)": {"model": "magnitude_unet"},
-        "unet (complex, data consistency)": {"model": "unet"},
-    }
-    for kind, settings in kinds.items():
+    kinds = {"magnitude_unet (levels 4)": "magnitude_unet", "unet (complex, data consistency)": "unet"}
+    for kind, model in kinds.items():
         for precision, compiled in WAYS:
-            own_step, own_infer = trainer(settings, precision, compiled)
+            own_step, own_infer = trainer(model, precision, compiled)
             name = f"this book, {kind}, {precision}{', compiled' * compiled}"
             steps[name] = functools.partial(own_step, sample)
             images[name] = functools.partial(own_infer, sample)
     figures = alternate(steps, repeats)
-    weights = mri.count_parameters(mri.build_model({"model": "magnitude_unet", "features": 32}))
+    weights = mri.count_parameters(mri.build_model("magnitude_unet(features=32)"))
     title = f"Training, 320x320, batch {batch}, data at hand (magnitude_unet: {weights} weights)"
     show(title, "images", figures, batch, reference)
     show("Inference, the same", "images", alternate(images, repeats), batch, reference)
@@ -188,14 +183,14 @@ def end_to_end(folder, batch, workers, figures):
     dataset = mri.SliceDataset(mri.read_folder(folder / "files"), *SAMPLING.values(), seed=0)
     loader = mri.make_loader(dataset, batch, True, workers)
     precision, compiled = WAYS[-1] if DEVICE == "cuda" else WAYS[0]
-    own_step, _ = trainer({"model": "magnitude_unet"}, precision, compiled)
+    own_step, _ = trainer("magnitude_unet", precision, compiled)
     their_step, _ = fastmri_trainer()
     their_set = SliceDataset(folder / "files", challenge="singlecoil", transform=fastmri_transform())
     kept = {"num_workers": workers, "persistent_workers": workers > 0}  # as ours: they start before the epoch
     their_loader = torch.utils.data.DataLoader(their_set, batch, shuffle=True, **kept)
 
     def own_epoch():
-        for sample, _ in mri.training_batches(loader, DEVICE):
+        for sample in mri.training_batches(loader, DEVICE):
             own_step(sample)
 
     def their_epoch():
@@ -203,7 +198,7 @@ def end_to_end(folder, batch, workers, figures):
             their_step(sample.image.to(DEVICE), sample.target.to(DEVICE))
 
     own, reference = f"this book, magnitude_unet, {precision}{', compiled' * compiled}", "fastmri: its Unet, float32"
-    own_step(next(mri.training_batches(loader, DEVICE))[0])
+    own_step(next(mri.training_batches(loader, DEVICE)))
     next(iter(their_loader))
     their_step(*(torch.rand(batch, *CROP, device=DEVICE) for _ in range(2)))
     spent = {reference: seconds(their_epoch, time.perf_counter), own: seconds(own_epoch, time.perf_counter)}
@@ -242,7 +237,7 @@ def plan(raw_rate, cached_rate, figures, batch, total=100e12, processes=64, slic
     slices = total / file
     step = min(spent for name, spent in figures.items() if "magnitude" in name)
     rate = batch / step  # images per second of one process
-    weights = 4 * mri.count_parameters(mri.build_model({"model": "magnitude_unet", "features": 32}))
+    weights = 4 * mri.count_parameters(mri.build_model("magnitude_unet(features=32)"))
     steps = rate / slices_per_step
     traffic = 2 * weights * steps / 1e6
     print(
@@ -259,6 +254,19 @@ def plan(raw_rate, cached_rate, figures, batch, total=100e12, processes=64, slic
         f"gradients: {weights / 1e6:.0f} MB a step, {traffic:.1f} MB/s a process at {slices_per_step} slices a step",
     ]
     print("\n".join("  " + line for line in lines))
+
+
+def looking(folder, repeats):
+    """The look at a file before training: its middle slice, read and judged."""
+    volume = mri.read_folder(folder)[0]
+    candidates = {
+        "reading the slice": lambda: volume.kspace(len(volume) // 2),
+        "the look, with reading": lambda: mri.look(volume),
+        "for comparison: ifft2c": lambda: mri.ifft2c(volume.kspace(len(volume) // 2)),
+    }
+    print(f"\nOne look at a file of {SIZE[0]}x{SIZE[1]}")
+    for name, spent in alternate(candidates, 3 * repeats).items():
+        print(f"  {name:58s}{1000 * spent:10.1f} ms")
 
 
 def quality(slices, repeats):
@@ -303,6 +311,7 @@ def main():
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         write_files(Path(folder), arguments.slices)
         rates = data_path(Path(folder), arguments.repeats)
+        looking(Path(folder) / "files", arguments.repeats)
         quality(arguments.slices, arguments.repeats)
         flops, figures, batch = training(arguments.batch, arguments.repeats)
         end_to_end(Path(folder), batch, arguments.workers, figures)

@@ -1,23 +1,89 @@
 """What several test files share: small simulated data, the real scans, stored reference values."""
 
+import importlib
 import os
+import runpy
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 import mri_utils as mri
 
-torch.set_num_threads(2)  # on a busy machine more threads are slower
+# on a busy machine more threads are slower; beside other processes of pytest-xdist one is enough
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests ask for the same digits twice; test_gpu.py has the GPU to itself
 SHARED = mri.ROOT.parent / "shared"
+QUICK = Path(__file__).parent / "quick"
+
+
+def pytest_configure(config):
+    """Programs and kernels that tests start tune their baselines quickly: see QUICK."""
+    if not getattr(config.option, "numprocesses", None):  # not in the process that only starts pytest-xdist's workers
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(QUICK), os.environ.get("PYTHONPATH")]))
+
+
+NETWORK_ARGUMENTS = (
+    *("inner", "cascades", "consistency", "shared", "features", "levels", "stages", "dropout"),
+    *("start", "frames", "sensitivities"),
+)
+
+
+def as_given(changes, model="unet"):
+    """Parameters of train.py, with those that are a network's arguments written into the call of the model.
+
+    A value of 0 or "" leaves an argument out: {"model": "resnet", "levels": 0} -> {"model": "resnet"}.
+    """
+    values = dict(changes)
+    options = {name: values.pop(name) for name in NETWORK_ARGUMENTS if name in values}
+    options = {name: value for name, value in options.items() if value}
+    return values | {"model": mri.write_call(values.get("model", model), options)}
+
+
+def save_v73(path, **arrays):
+    """MATLAB's v7.3: HDF5 behind 512 bytes of text, axes in reverse, complex numbers as (real, imag)."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, array in arrays.items():
+            pairs = np.zeros(array.T.shape, [("real", "f8"), ("imag", "f8")])
+            pairs["real"], pairs["imag"] = array.T.real, array.T.imag
+            file[name] = pairs
+    with open(path, "r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
+    return path
+
+
+# The files that take longest begin, so that no process is left alone with one at the end.
+LONGEST = ("test_browser", "test_notebooks", "test_training", "test_report", "test_distributed", "test_hostile")
+LONGEST += ("test_masks", "test_classical", "test_cine", "test_coils", "test_scanner", "test_hostile_formats")
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A demo data set that trains in a second: 4 and 2 simulated heads of 2 slices."""
     return mri.demo_data(tmp_path_factory.mktemp("tiny") / "demo", train=4, val=2, slices=2, matrix=48)
+
+
+@pytest.fixture(scope="module")
+def quick_baselines():
+    """Baselines are tuned in this process as in the programs that tests start: see QUICK."""
+    shorten = runpy.run_path(str(QUICK / "sitecustomize.py"))["shorten"]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, variable in {"methods": "CLASSICAL", "coils": "PARALLEL", "cine": "TEMPORAL_TV_WEIGHTS"}.items():
+            part = importlib.import_module(f"mri_parts.{name}")
+            before = getattr(part, variable)
+            if isinstance(before, dict):
+                for key, value in before.items():
+                    patch.setitem(before, key, value)
+            patch.setattr(part, variable, before)
+            shorten(name, vars(part))
+        yield
 
 
 @pytest.fixture

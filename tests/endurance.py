@@ -21,18 +21,17 @@ from pathlib import Path
 import mri_utils as mri
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONPATH": str(mri.ROOT)}
-SMALL = ["--features", "4", "--levels", "2", "--batch-size", "2", "--dropout", "0.1", "--ema", "0.9"]
+SMALL = ["--model", "unet(features=4, levels=2, dropout=0.1)", "--batch-size", "2", "--ema", "0.9"]
 MEMORY = """
-import sys, types, mri_utils as mri, train
+import sys, mri_utils as mri, train
 held, line = [], mri.RunState.line
 def measure(state):
     held.append(int(open("/proc/self/statm").read().split()[1]) * 4096)
     return line(state)
 mri.RunState.line = measure
 data, out, epochs, workers, cache = sys.argv[1:]
-settings = types.SimpleNamespace(**train.parameters | {"data": data, "out": out, "epochs": int(epochs),
-    "workers": int(workers), "cache": cache, "features": 4, "levels": 2, "batch_size": 2})
-train.check(settings)
+settings = train.settled(data=data, out=out, epochs=int(epochs), workers=int(workers), cache=cache,
+    model="unet(features=4, levels=2)", batch_size=2)
 train.train(settings, *train.load_data(settings))
 print(held[1], held[-1])
 """

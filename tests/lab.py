@@ -1,17 +1,21 @@
-"""JupyterLab in a real browser: what test_browser.py checks and latency.py measures.
+"""JupyterLab, and static pages, in a real browser: what the browser tests check and latency.py measures.
 
 The server listens on this computer only, with a token of its own; the notebooks are copies with small parameters,
 so that nothing in the repository changes. The browser is the chromium of the system, driven by playwright.
 """
 
 import contextlib
+import functools
+import http.server
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -22,11 +26,20 @@ import mri_utils as mri
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
+SLIDERS = re.compile(r"mri\.(explore|playground)\(")  # calls that show sliders above a picture
 NOTEBOOKS = sorted((mri.ROOT / "notebooks").glob("[0-9]*.ipynb"))
 # values that make a notebook quick, where its parameters cell has them
 SMALL = {"epochs": 1, "features": 4, "levels": 2, "train_slices": 4, "volume_number": 1, "slice_number": 1}
 SMALL |= {"slices_per_acceleration": 3, "val_slices": 4, "matrix": 48, "members": 2, "heads": 1, "head_matrix": 64}
-SMALL |= {"repeats": 20, "pair_count": 3, "second": "zero_filled", "val_hearts": 2}
+SMALL |= {
+    "model": "unet(features=4, levels=2)",
+    "repeats": 20,
+    "pair_count": 3,
+    "second": "zero_filled",
+    "val_hearts": 2,
+    "calibration_heads": 12,
+    "test_heads": 3,
+}
 
 # Runs in the page. A widget's controls and picture share an output area.
 SCRIPT = """() => {
@@ -35,16 +48,25 @@ window.book = {
   notebook: () => window.jupyterapp?.shell?.currentWidget,
   status: () => book.notebook()?.sessionContext?.session?.kernel?.status,
   cells: () => book.notebook().content.model.toJSON().cells.filter(c => c.cell_type == "code" && c.source.length),
-  done: () => book.status() == "idle" && (book.cells().every(c => c.execution_count) || book.failed()),
+  run: async () => {  // all cells; when it ends JupyterLab is done too, which moves the focus
+    book.ran = false;
+    try { await window.jupyterapp.commands.execute("notebook:run-all-cells"); } finally { book.ran = true; }
+  },
+  done: () => book.ran && book.status() == "idle" && (book.cells().every(c => c.execution_count) || book.failed()),
   failed: () => book.cells().some(c => c.outputs.some(o => o.output_type == "error")),
   areas: () => [...document.querySelectorAll(".jp-OutputArea-output")].filter(book.image),
   image: area => area.querySelector("img.widget-image"),
-  pixels: area => {  // the picture, small, as text; empty while it loads
+  pixels: area => {  // a number for the picture, made small, as text; empty while it loads
     const image = book.image(area);
     if (!image.complete || !image.naturalWidth) return "";
     canvas.width = 256; canvas.height = 128;
     pen.drawImage(image, 0, 0, 256, 128);
-    return pen.getImageData(0, 0, 256, 128).data.join("");
+    let one = 1, other = 0;  // together 64 bits: each step can be undone, so one changed pixel changes them
+    for (const pixel of new Uint32Array(pen.getImageData(0, 0, 256, 128).data.buffer)) {
+      one = Math.imul(one ^ pixel, 0x01000193);
+      other = (Math.imul(other, 31) + pixel) | 0;
+    }
+    return `${one} ${other}`;
   },
   text: area => [...area.querySelectorAll(".widget-html-content")].map(t => t.innerText).join(" "),
   watch: area => {  // every height that the area has from now on
@@ -100,7 +122,8 @@ def served(folder):
     places = {"JUPYTER_CONFIG_DIR": "", "JUPYTER_RUNTIME_DIR": "run", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
     places |= {"JUPYTERLAB_SETTINGS_DIR": "settings"}
     environment = os.environ | {name: str(home / place) for name, place in places.items()}
-    environment |= {"PYTHONPATH": str(mri.ROOT), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, [str(mri.ROOT), os.environ.get("PYTHONPATH")]))}
+    environment |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -111,7 +134,9 @@ def served(folder):
     with open(home / "log", "w") as log:
         server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
         try:
-            for _ in range(120):
+            for _ in range(600):  # five minutes, beside other programs
+                if server.poll() is not None:
+                    raise RuntimeError((home / "log").read_text()[-2000:])
                 with contextlib.suppress(OSError):
                     urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}")
                     break
@@ -152,7 +177,7 @@ class Page:
     def run_all(self, seconds=600):
         """Run all cells; returns the seconds it took. An error in a cell stops the run, as for a reader."""
         start = time.monotonic()
-        self.page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+        self.page.evaluate("() => { book.run(); }")
         self.page.wait_for_function("() => book.done()", timeout=1000 * seconds, polling=300)
         return time.monotonic() - start
 
@@ -253,3 +278,149 @@ def misfits(page):
       }
       return found;
     }""")
+
+
+def obstacles(page):
+    """What keeps some readers from using a page, in words, after WCAG 2 at level AA.
+
+    The page's language and its one title, the order of headings, names of controls and links, descriptions of
+    pictures, contrast of all text that is seen, and whether the keyboard's focus is. The page keeps no focus.
+    """
+    page.keyboard.press("Tab")  # from a key on, a browser shows the focus, as it does not after a click
+    return page.evaluate("""() => {
+      const found = new Set(), all = selector => [...document.querySelectorAll(selector)];
+      const name = e =>
+        `${e.localName}${e.id && "#" + e.id}.${e.getAttribute("class") ?? ""} "${e.textContent.trim().slice(0, 40)}"`;
+      const seen = e => e.checkVisibility({opacityProperty: true, visibilityProperty: true}) &&
+        e.getClientRects().length && !e.closest("[aria-hidden=true], mjx-assistive-mml");
+      for (const change of document.getAnimations()) {  // colours on their way from light to dark
+        if (change instanceof CSSTransition) change.finish();
+      }
+      if (!document.documentElement.lang) found.add("no language");
+      if (!document.title.trim()) found.add("no title");
+
+      const levels = all("h1, h2, h3, h4, h5, h6").filter(seen).map(e => [+e.tagName[1], e]);
+      if (levels.filter(([level]) => level === 1).length !== 1) found.add("not one heading of level 1");
+      levels.forEach(([level, e], at) => {
+        if (level > (at ? levels[at - 1][0] + 1 : 1)) found.add(`level ${level} follows no ${level - 1}: ${name(e)}`);
+      });
+
+      const named = e => e.getAttribute("aria-label")?.trim()
+        || e.getAttribute("aria-labelledby")?.split(" ").some(id => document.getElementById(id)?.textContent.trim())
+        || [...e.labels ?? []].some(label => label.textContent.trim())
+        || e.innerText?.trim() && !e.matches("select, [role=slider]")
+        || e.matches("a, button") && (e.title.trim() || [...e.querySelectorAll("img")].some(i => i.alt.trim()));
+      const controls = all("a[href], button, input, select, textarea, summary, [tabindex]").filter(seen);
+      for (const e of controls) if (!named(e) && e.tabIndex >= 0) found.add(`nameless: ${name(e)}`);
+      for (const e of all("canvas, [role=img]").filter(seen)) {  // an icon in a button may leave it to that
+        if (!named(e) && !named(e.closest("a, button") ?? e)) found.add(`nameless: ${name(e)}`);
+      }
+      for (const e of all("img")) if (!e.hasAttribute("alt")) found.add(`no alt: ${e.src}`);
+
+      const pixel = Object.assign(document.createElement("canvas"), {width: 1, height: 1});
+      const pen = pixel.getContext("2d", {willReadFrequently: true});
+      const known = new Map();
+      const rgba = colour => {  // every way that CSS has of writing one, as [r, g, b, alpha]
+        if (!known.has(colour)) {
+          pen.clearRect(0, 0, 1, 1);
+          pen.fillStyle = colour;
+          pen.fillRect(0, 0, 1, 1);
+          const [r, g, b, a] = pen.getImageData(0, 0, 1, 1).data;
+          known.set(colour, [r, g, b, a / 255]);
+        }
+        return known.get(colour);
+      };
+      const over = ([r, g, b, a], ground) => [r, g, b].map((c, k) => c * a + ground[k] * (1 - a));
+      const around = new Map();  // element -> the colour behind its text, and how much of that text is clear
+      const place = e => {
+        if (!e) {
+          const dark = getComputedStyle(document.body).colorScheme.includes("dark");
+          return {behind: rgba(dark ? "#121212" : "white"), clear: 1};
+        }
+        if (!around.has(e)) {
+          const outer = place(e.parentElement), style = getComputedStyle(e), own = rgba(style.backgroundColor);
+          around.set(e, {behind: over(own, outer.behind), clear: outer.clear * style.opacity});
+        }
+        return around.get(e);
+      };
+      const light = colour => colour.slice(0, 3).reduce((sum, c, k) => {
+        const s = c / 255;
+        return sum + [0.2126, 0.7152, 0.0722][k] * (s <= 0.04045 ? s / 12.92 : ((s + 0.055) / 1.055) ** 2.4);
+      }, 0);
+      const contrast = (a, b) => {
+        const [low, high] = [light(a), light(b)].sort((x, y) => x - y);
+        return (high + 0.05) / (low + 0.05);
+      };
+      const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+      for (let text; text = walk.nextNode();) {
+        const e = text.parentElement;
+        if (!text.data.trim() || e.closest("script, style, noscript, option, svg, :disabled") || !seen(e)) continue;
+        const style = getComputedStyle(e), size = parseFloat(style.fontSize), {behind, clear} = place(e);
+        const [r, g, b, a] = rgba(style.color);
+        const reached = contrast(over([r, g, b, a * clear], behind), behind);
+        const least = size >= 24 || (size >= 18.66 && style.fontWeight >= 700) ? 3 : 4.5;
+        if (reached < least) found.add(`contrast ${reached.toFixed(2)}: ${name(e)}, ${style.color} on ${behind}`);
+      }
+
+      const look = e => ["outline", "boxShadow", "border", "background", "color", "textDecoration"]
+        .map(part => getComputedStyle(e)[part]).join();
+      const kinds = new Map();  // one of each kind is enough
+      for (const e of controls.filter(e => e.tabIndex >= 0 && !e.disabled)) {
+        kinds.set([e, e.parentElement, e.parentElement.parentElement].map(x => x.localName + x.className).join(), e);
+      }
+      for (const e of kinds.values()) {
+        e.blur();
+        const before = look(e);
+        e.focus({preventScroll: true});
+        if (document.activeElement === e && look(e) === before) found.add(`focus is not seen: ${name(e)}`);
+        e.blur();
+      }
+      return [...found];
+    }""")
+
+
+@contextlib.contextmanager
+def static(folder):
+    """Serve a folder of files on this computer; yields its address."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    serve = functools.partial(Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def offline(browser, address):
+    """Yields a function that opens a page of a static site, in a browser that reaches nothing but that.
+
+    At the end: no other address was asked for, and no page has complained.
+    """
+    faults, contexts = [], []
+
+    def visit(path, **settings):
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | settings)
+        contexts.append(context)
+
+        def answer(route):
+            if route.request.url.startswith(address):
+                route.continue_()
+            else:
+                faults.append(f"{page.url} asks for {route.request.url}")
+                route.abort()
+
+        context.route("**/*", answer)
+        page = context.new_page()
+        page.on("pageerror", lambda error: faults.append(f"{page.url}: {error}"))
+        page.on("console", lambda m: faults.append(f"{page.url}: {m.text}") if m.type in ("error", "warning") else None)
+        page.goto(address + path, timeout=180_000)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not faults

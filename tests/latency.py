@@ -1,10 +1,12 @@
 """How long a reader waits: from a key press on a slider to the changed picture, in a real browser.
 
 usage: python tests/latency.py [NAME.ipynb ...]      (default: every notebook with sliders but 04)
+       python tests/latency.py browser               (the playground in the browser, after make site)
 
 The data are simulated heads of 320x320 (the size of fastMRI's knees). Ten key presses per slider; the time
 is that between the key event in the page and the first frame that shows other pixels, kernel and drawing
-included. It prints, it does not judge: the numbers depend on the computer and on what else it does.
+included. In the playground in the browser, at 160x160, it is that from a move of the mouse that takes or drops a line
+of k-space. It prints, it does not judge: the numbers depend on the computer and on what else it does.
 """
 
 import os
@@ -52,8 +54,52 @@ def report(page, area, name, method=""):
         print(f"{name:24s}{label + method:28s}{shown}", flush=True)
 
 
+WATCH = """() => {
+  let begun = null;
+  const results = () => {
+    const start = begun;
+    begun = null;
+    if (start) requestAnimationFrame(() => { window.waited = performance.now() - start; });
+  };
+  window.waited = null;
+  document.getElementById("kspace").addEventListener("pointermove", event => { begun ??= event.timeStamp; }, true);
+  new MutationObserver(results).observe(document.body, {attributeFilter: ["data-results"]});
+}"""
+
+
+def browser_edition():
+    """Print how long the playground in the browser takes from drag to picture, and what it fetches at first."""
+    fetched = []
+    with lab.browser() as browser, lab.static(lab.mri.ROOT / "site" / "pages") as address:
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.on("response", lambda response: fetched.append(int(response.headers.get("content-length", 0))))
+        page.goto(address + "playground/index.html")
+        page.wait_for_function("+document.body.dataset.results > 0")
+        print(f"first load: {sum(fetched) / 1e6:.2f} MB", flush=True)
+        page.evaluate(WATCH)
+        box = page.query_selector("#kspace").bounding_box()
+        for method in page.evaluate("[...document.querySelectorAll('#method option')].map(o => o.value)"):
+            before = page.evaluate("document.body.dataset.results")
+            page.select_option("#method", method)
+            page.wait_for_function("n => document.body.dataset.results !== n", arg=before, timeout=120_000)
+            times = []
+            page.mouse.move(box["x"] + 1, box["y"] + 50)
+            page.mouse.down()
+            for number in range(2 * PRESSES):
+                page.wait_for_timeout(200)
+                page.evaluate("window.waited = null")
+                page.mouse.move(box["x"] + (number + 2.5) / 160 * box["width"], box["y"] + 50)
+                page.wait_for_function("window.waited", timeout=60_000, polling=20)
+                times.append(page.evaluate("window.waited"))
+            page.mouse.up()
+            print(f"{method:24s}{statistics.median(times):6.0f} ({max(times):.0f})", flush=True)
+
+
 def main():
-    wanted = sys.argv[1:] or [p.name for p in lab.NOTEBOOKS if "mri.explore(" in p.read_text() and p.name[:2] != "04"]
+    if sys.argv[1:] == ["browser"]:
+        print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; median (slowest) of {2 * PRESSES} drags, in ms")
+        return browser_edition()
+    wanted = sys.argv[1:] or [p.name for p in lab.NOTEBOOKS if lab.SLIDERS.search(p.read_text()) and p.name[:2] != "04"]
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; median (slowest) of {PRESSES} key presses, in ms")
     with tempfile.TemporaryDirectory() as folder, lab.browser() as browser:
         folder = Path(folder)

@@ -42,13 +42,15 @@ def browser():
 
 def move_by_key(page, area, label, handle):
     """An arrow key changes the picture, and the text where it tells the acceleration."""
-    before, text = page.settle(area), page.text(area)
-    at_end = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
+    before, text, value = page.settle(area), page.text(area), handle.get_attribute("aria-valuenow")
     handle.focus()
-    handle.press("ArrowLeft" if at_end else "ArrowRight")
+    handle.press("ArrowLeft" if value == handle.get_attribute("aria-valuemax") else "ArrowRight")
     # a table beside the picture may tell of a change too small to be seen in it
     told = None if label in MASK_CONTROLS else text
-    assert page.reacts(area, before, told), f"{label}: an arrow key changes no picture"
+    if not page.reacts(area, before, told):
+        state = "[document.activeElement.className, book.status(), book.notebook()?.content.activeCellIndex]"
+        now = f"from {value} to {handle.get_attribute('aria-valuenow')}, text {page.text(area)!r}"
+        raise AssertionError(f"{label}: an arrow key changes no picture: {now}; {page.page.evaluate(state)}")
     page.settle(area)
     if label in MASK_CONTROLS:
         assert page.text(area) != text, f"{label}: the text stays {text!r}"
@@ -168,8 +170,8 @@ def test_a_notebook_in_the_browser(path, address, browser):
         page.run_all()
         assert not page.errors()
         areas = [] if path.stem in FORMS else list(page.areas())
-        expected = path.read_text(encoding="utf-8").count("mri.explore(")
-        assert len(areas) == expected, f"{len(areas)} interactive pictures for {expected} calls of mri.explore"
+        expected = len(lab.SLIDERS.findall(path.read_text(encoding="utf-8")))
+        assert len(areas) == expected, f"{len(areas)} interactive pictures for {expected} calls that show sliders"
         for number, area in enumerate(areas):
             area.scroll_into_view_if_needed()
             page.page.evaluate("area => book.watch(area)", area)
@@ -205,9 +207,9 @@ def test_the_playground_as_a_web_page(address, browser):
         assert "import mri_utils" not in page.page.content()
         assert "effective acceleration" in page.text(area)
         shown = [option.inner_text() for option in area.query_selector_all("option")]
-        trained = {p.stem: mri.load_model(p).settings["model"] for p in (mri.ROOT / "checkpoints").glob("*.pt")}
-        fitting = {name for name, model in trained.items() if model in mri.TASKS["single_coil"].models}
-        assert len(fitting) >= 9 and fitting | set(mri.MASKS) <= set(shown)
+        trained = {p.stem: mri.read_checkpoint(p)["parameters"] for p in (mri.ROOT / "checkpoints").glob("*.pt")}
+        fitting = {name for name, own in trained.items() if own.get("task", "single_coil") == "single_coil"}
+        assert len(fitting) >= 9 and fitting | set(mri.mask_kinds("H", "W")) <= set(shown)
         assert not (set(trained) - fitting) & set(shown), "a network of another task"
         for label, handle in lab.sliders(area):
             move_by_key(page, area, label, handle)
@@ -243,6 +245,7 @@ def test_a_static_notebook_on_a_phone(browser, tmp_path):
     """What `jupyter nbconvert --to html`, and hosts that work like it, make of a committed notebook."""
     body, _ = pytest.importorskip("nbconvert").HTMLExporter().from_filename(str(lab.NOTEBOOKS[5]))
     (tmp_path / "page.html").write_text(body, encoding="utf-8")
+    shutil.copytree(lab.NOTEBOOKS[5].parent / "pictures", tmp_path / "pictures")
     with lab.phone(browser, (tmp_path / "page.html").as_uri()) as page:
         assert not lab.misfits(page)
         natural = page.evaluate(

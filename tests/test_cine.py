@@ -14,8 +14,9 @@ from scipy.optimize import lsq_linear
 
 import mri_utils as mri
 import train
+from mri_parts import cine, classical
 
-KINDS = tuple(mri.SEQUENCE_MASKS)
+KINDS = ("kt", "kt_gaussian")
 
 
 @pytest.fixture(scope="module")
@@ -218,11 +219,11 @@ def test_more_bad_files(tmp_path):
 
 
 def test_large_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(mri, "LARGEST_UNPACKED", 1000)
+    monkeypatch.setattr(cine, "LARGEST_UNPACKED", 1000)
     with pytest.raises(mri.BadInput, match=r"numpy\.savez, uncompressed"):
         mri.read_cine(save(tmp_path, np.ones((2, 3, 8, 8)), True))
     assert len(mri.read_cine(save(tmp_path, np.ones((2, 3, 8, 8))))) == 2  # mapped, not loaded
-    monkeypatch.setattr(mri, "LARGEST_SLICE", 100)
+    monkeypatch.setattr(cine, "LARGEST_SLICE", 100)
     with pytest.raises(mri.BadInput, match="more than 100 samples"):
         mri.read_cine(tmp_path)
 
@@ -259,10 +260,10 @@ def test_what_rests_comes_back(random):
 def test_gradient_along_time_has_its_adjoint(random, periodic):
     x, p = random(4, 5, 6), random(2, 4, 5, 6)
     for axes in ((-3, -1), (-2, -1)):
-        left = (mri._gradient(x, axes, periodic) * p.conj()).sum()
-        right = (x * mri._gradient_adjoint(p, axes, periodic).conj()).sum()
+        left = (classical._gradient(x, axes, periodic) * p.conj()).sum()
+        right = (x * classical._gradient_adjoint(p, axes, periodic).conj()).sum()
         torch.testing.assert_close(left, right)
-    gradient = mri._gradient(x, (-3,), periodic)[0]
+    gradient = classical._gradient(x, (-3,), periodic)[0]
     assert torch.equal(gradient[:3], x[1:] - x[:-1])
     assert torch.equal(gradient[3], x[0] - x[3] if periodic else torch.zeros_like(x[0]))
 
@@ -322,7 +323,7 @@ def test_total_variation_along_space_and_time_converges(random):
     scale = mri.ifft2c(kspace).abs().max()
 
     def objective(image):
-        misfit, gradient = mri.fft2c(image) * mask - kspace, mri._gradient(image, axes)
+        misfit, gradient = mri.fft2c(image) * mask - kspace, classical._gradient(image, axes)
         variation = gradient.abs().square().sum(0).sqrt().sum()
         return float(misfit.abs().square().sum() / 2 + 0.3 * scale * variation)
 
@@ -354,7 +355,7 @@ def test_space_time_convolution_is_a_3d_convolution(random):
 def fresh(model, **settings):
     """A network whose weights are all random: a fresh one changes nothing."""
     torch.manual_seed(0)
-    network = mri.build_model({"model": model, "features": 4, **settings}).eval()
+    network = mri.build_model(mri.write_call(model, {"features": 4, **settings})).eval()
     with torch.no_grad():
         for weights in network.parameters():
             weights += 0.05 * torch.randn_like(weights)
@@ -368,7 +369,7 @@ SMALL = {"cine_unet": {"levels": 2, "frames": 6}, "cine_dual_unet": {"levels": 2
 def test_networks_for_sequences(model, random):
     network, kspace = fresh(model, **SMALL[model]), random(2, 6, 16, 24)
     mask = torch.stack([mri.sampling_mask("kt", kspace.shape, 4, 0.1, seed) for seed in range(2)])
-    assert mri.TASKS["cine"].models == tuple(SMALL)
+    assert [name for name in mri.MODELS if mri.model_axes(name) == ("frames", "H", "W")] == list(SMALL)
     with torch.inference_mode():
         image = network(kspace * mask, mask, (16, 24))
         assert image.shape == (2, 6, 16, 24) and image.dtype == torch.complex64
@@ -399,16 +400,16 @@ def test_beginning_at_another_phase_of_the_beat_changes_nothing(random):
 def test_parts_of_the_dual_network(random):
     x = random(1, 2, 6, 16, 16, dtype=torch.float32)
     count = {}
-    for name in ("dual_unet", "dual_unet_no_attention", "dual_unet_no_3d"):
-        inner = fresh("cine_dual_unet", inner=name, levels=2, frames=6).networks[0]
+    for name, without in {"all": {}, "no attention": {"attention": False}, "no 3-D": {"light": False}}.items():
+        inner = fresh("cine_dual_unet", **without, levels=2, frames=6).networks[0]
         with torch.inference_mode():
             change = (inner(x + torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1, 1)) - inner(x)).abs().amax((0, 2, 3, 4))
-        assert change[0] > 1e-4 and (change[1] > 1e-4) == (name != "dual_unet_no_3d")  # only the 3-D part sees both
+        assert change[0] > 1e-4 and (change[1] > 1e-4) == (name != "no 3-D")  # only the 3-D part sees both
         count[name] = mri.count_parameters(inner)
         slopes = {m.negative_slope for m in inner.modules() if isinstance(m, torch.nn.LeakyReLU)}
         dropped = {m.p for m in inner.modules() if isinstance(m, torch.nn.Dropout2d)}
         assert slopes == {0.1} and dropped == {0.3}
-    assert count["dual_unet_no_attention"] < count["dual_unet"] > count["dual_unet_no_3d"]
+    assert count["no attention"] < count["all"] > count["no 3-D"]
     attention = mri.Attention(8)
     features = random(2, 8, 5, 5, dtype=torch.float32)
     weight = attention(features) / features
@@ -452,14 +453,15 @@ def test_no_seam_where_windows_join():
 @pytest.fixture(scope="module")
 def trained(hearts, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "cine"
-    own = {"center_fraction": 0.1, "features": 4, "epochs": 2, "device": "cpu"}
+    own = {"center_fraction": 0.1, "model": "cine_unrolled(features=4)", "epochs": 2, "device": "cpu"}
     return out, train.run(task="cine", data=str(hearts), out=str(out), **own)
 
 
 def test_run_folder(trained, hearts):
     out, metrics = trained
     own = metrics["parameters"]
-    assert (own["model"], own["mask"], own["acceleration"], own["batch_size"]) == ("cine_unrolled", "kt", 5, 1)
+    assert own["model"] == "cine_unrolled(features=4)"
+    assert (own["mask"], own["acceleration"], own["batch_size"]) == ("kt", 5, 1)
     assert list(metrics["methods"]) == ["zero_filled", "sliding_window", "temporal_tv", "cine_unrolled"]
     weight = metrics["temporal_tv_weight"]  # of the list, or beyond its ends by further steps of 2
     assert math.log2(weight / 0.00025) == pytest.approx(round(math.log2(weight / 0.00025)))
@@ -506,7 +508,7 @@ def test_evaluates_a_folder_with_one_file(trained, tmp_path):
 
 def test_splits_one_file_by_subject(tmp_path, random):
     folder = save(tmp_path, random(10, 4, 8, 8).numpy())
-    train_part, val_part = mri.split_cine(folder, mri.read_cine)
+    train_part, val_part = mri.read_train_and_val(folder, ("slices", "frames", "H", "W"))
     mri.check_split(train_part, val_part)
     assert (len(train_part), len(val_part)) == (8, 2)
 
@@ -519,9 +521,9 @@ def test_splits_one_file_by_subject(tmp_path, random):
         ({"vary_phase": True}, "vary_phase is not for task 'cine'"),
         ({"cache": "x"}, "cache is not for task 'cine'"),
         ({"model": "unet"}, "use cine_unet, cine_dual_unet, cine_unrolled"),
-        ({"model": "cine_unet", "stages": "2x2"}, "'cine_unet' has no stages"),
-        ({"model": "cine_unrolled", "dropout": 0.2}, "'cine_unrolled' has no dropout"),
-        ({"data": "one"}, "one sequence cannot be split"),
+        ({"model": "cine_unet(stages='2x2')"}, "unknown argument of model cine_unet 'stages'"),
+        ({"model": "cine_unrolled(dropout=0.2)"}, "unknown argument of model cine_unrolled 'dropout'"),
+        ({"data": "one"}, "one subject with 1 slices cannot be split"),
         ({"data": "short"}, "2 frames, but the network looks at 3"),
     ],
 )

@@ -5,9 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mri_utils as mri
+from mri_parts import classical
+from mri_parts.coils import _dominant
 
 
 def objective(image, kspace, mask, weight):
@@ -31,6 +34,154 @@ def scan(tiny):
     return kspace * mask, mask, mri.ifft2c(kspace)
 
 
+# --- the one equation -------------------------------------------------------------------------------
+
+LEADS = {"one image": (), "a batch": (2,), "frames": (2, 3)}
+
+
+def spokes(count, points, turn=0.0):
+    """A radial trajectory within 8 x 8 cycles per field of view: (count, points, 2)."""
+    angle = turn + torch.arange(count) * math.radians(111.246)
+    radius = torch.linspace(-4, 4, points)
+    return radius[:, None] * torch.stack([angle.sin(), angle.cos()], -1)[:, None]
+
+
+def acquisition(random, lead, mask, coils, off_grid):
+    """(Acquisition, image, samples) of random numbers; per-frame masks and spokes where there are frames."""
+    frames, coil = lead[1:], (3,) if coils else ()
+    kind = torch.complex64 if off_grid else torch.complex128
+    size = (5, 9) if off_grid else (8, 10)
+    ones = (1,) * len(coil)
+    drawn = {"lines": size[1:], "points": size, "frames": (*frames, *ones, 1, size[1])}
+    where = None if mask == "all" else torch.rand(drawn[mask], generator=torch.Generator().manual_seed(1)) < 0.5
+    paths = torch.stack([spokes(5, 9, turn) for turn in range(3)]) if frames else spokes(5, 9)
+    paths = paths[:, None] if frames and coils else paths
+    maps = random(*lead[:1], *(1,) * len(frames), 3, 8, 10, dtype=kind) if coils else None
+    A = mri.Acquisition(where, maps, paths if off_grid else None, () if coils else (8, 10))
+    return A, random(*lead, 8, 10, dtype=kind), random(*lead, *coil, *size, dtype=kind)
+
+
+@pytest.mark.parametrize("off_grid", [False, True], ids=["grid", "spokes"])
+@pytest.mark.parametrize("coils", [False, True], ids=["one coil", "coils"])
+@pytest.mark.parametrize("mask", ["all", "lines", "points", "frames"])
+@pytest.mark.parametrize("lead", LEADS.values(), ids=LEADS)
+def test_forward_and_adjoint(random, lead, mask, coils, off_grid):
+    """<A x, y> = <x, A^H y>, and A^H A is one after the other."""
+    A, x, y = acquisition(random, lead, mask, coils, off_grid)
+    assert A(x).shape == y.shape and A.H(y).shape == A.normal(x).shape == x.shape
+    left, right = torch.vdot(A(x).flatten(), y.flatten()), torch.vdot(x.flatten(), A.H(y).flatten())
+    precision = 1e-5 if off_grid else 1e-12
+    assert abs(complex(left - right)) < precision * float(A(x).norm() * y.norm())
+    assert (A.normal(x) - A.H(A(x))).norm() < precision * x.norm()
+    if A.mask is not None:
+        assert not A(x)[~A.mask.expand(y.shape)].any()
+
+
+def test_one_coil_on_the_grid_is_the_masked_fourier_transform(random):
+    image, mask = random(3, 8, 10), torch.arange(10) % 3 == 0
+    A = mri.Acquisition.of(mask)
+    assert mri.Acquisition.of(A) is A and mri.Acquisition.of(None).mask is None
+    assert torch.equal(A(image), mask * mri.fft2c(image)) and torch.equal(A.H(image), mri.ifft2c(mask * image))
+    assert torch.equal(mri.Acquisition()(image), mri.fft2c(image))
+
+
+@pytest.mark.parametrize("coils", [False, True])
+def test_a_trajectory_through_grid_points_is_the_grid(random, coils):
+    rows, columns = torch.meshgrid(torch.arange(8) - 4, torch.arange(10) - 5, indexing="ij")
+    trajectory, mask = torch.stack([rows, columns], -1).float(), torch.arange(10) % 3 == 0
+    image, maps = random(2, 8, 10), random(2, 3, 8, 10) if coils else None
+    off, on = mri.Acquisition(mask, maps, trajectory, (8, 10)), mri.Acquisition(mask, maps)
+    assert torch.allclose(off(image), on(image), atol=1e-5)
+    assert torch.allclose(off.H(on(image)), on.normal(image), atol=1e-4)
+    plain = mri.Acquisition(trajectory=trajectory, size=(8, 10))
+    assert plain.gain == pytest.approx(1, rel=1e-5) and on.gain == 1
+
+
+def test_a_trajectory_needs_a_size_and_three_axes():
+    for path, size in ((spokes(5, 9), ()), (spokes(5, 9)[0], (8, 10))):
+        with pytest.raises(mri.BadInput, match=r"trajectory \(.*spokes, points, 2\), and size"):
+            mri.Acquisition(trajectory=path, size=size)
+
+
+def test_the_gain_is_the_largest_eigenvalue(random):
+    path = mri.Acquisition(trajectory=spokes(20, 33), size=(8, 10))
+    dense = torch.stack([path.normal(e).flatten() for e in torch.eye(80).unflatten(1, (8, 10)) + 0j])
+    assert path.gain == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1]), rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def measured(scan, heart):
+    """Name -> (Acquisition, samples, true image): what each method must take."""
+    truth = scan[2]
+    y, x = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in truth.shape), indexing="ij")
+    maps = torch.stack([torch.exp(-((y - a) ** 2 + (x - b) ** 2) + 1j * b * y) for a in (-1, 1) for b in (-1, 1)])
+    maps = maps / mri.rss(maps)
+    radius = torch.arange(-24, 24, 0.5)
+    angle = torch.arange(24) * math.radians(111.246)
+    path = radius[:, None] * torch.stack([angle.sin(), angle.cos()], -1)[:, None]
+    lines = mri.sampling_mask("equispaced", truth.shape, 4, 0.12, seed=1)
+    cine_lines = mri.sampling_mask("kt", heart.shape, 2.5, 0.2, seed=1)
+    scans = {
+        "one coil": (mri.Acquisition(scan[1]), truth),
+        "coils": (mri.Acquisition(lines, maps), truth),
+        "frames": (mri.Acquisition(cine_lines), heart),
+        "spokes": (mri.Acquisition(trajectory=path, size=truth.shape), truth),
+        "coils, spokes, some left out": (mri.Acquisition(torch.arange(24)[:, None] % 3 > 0, maps, path), truth),
+    }
+    return {name: (A, A(image), image) for name, (A, image) in scans.items()}
+
+
+@pytest.fixture(scope="module")
+def heart():
+    return mri.simulate_cine(3, 4, 48)[0]
+
+
+def gridded(A, samples):
+    """The adjoint of density-compensated samples: the ramp, scaled to fit the samples best."""
+    weighted = samples if A.trajectory is None else samples * A.trajectory.norm(dim=-1).clamp(min=0.125)
+    image = A.H(weighted)
+    again = A(image)
+    return image * (torch.vdot(again.flatten(), samples.flatten()) / again.norm() ** 2)
+
+
+METHODS = {
+    "tv": lambda y, A: mri.total_variation(y, A, 0.001, 80),
+    "wavelet": lambda y, A: mri.wavelet(y, A, 0.001, 60),
+    "low_rank": lambda y, A: mri.low_rank(y, A, 0.0001, 2, 9),
+    "sense": lambda y, A: mri.sense(y, A, 0.01),
+}
+KINDS = ("one coil", "coils", "frames", "spokes", "coils, spokes, some left out")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_every_acquisition(method, kind, measured):
+    """And is nearer to the truth than the adjoint, gridded off the grid; SENSE of one coil is the adjoint."""
+    A, samples, truth = measured[kind]
+    error = float((METHODS[method](samples, A) - truth).norm() / truth.norm())
+    before = float((gridded(A, samples) - truth).norm() / truth.norm())
+    assert error < (1.02 if method == "sense" and kind in ("one coil", "frames") else 0.9) * before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_consistency_step_takes_every_acquisition(kind, measured, random):
+    A, samples, truth = measured[kind]
+    start = truth + 0.05 * truth.abs().max() * random(*truth.shape)
+    misfit = [
+        float((A(x) - samples).norm()) for x in (start, *(mri.keep_measured(start, samples, A, w) for w in (0.5, 1.0)))
+    ]
+    assert misfit[2] < 0.1 * misfit[0] and misfit[2] < misfit[1] < 0.8 * misfit[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_proximal_step_minimises(kind, measured, random):
+    A, samples, truth = measured[kind]
+    x, step = truth + 0.1 * truth.abs().max() * random(*truth.shape), 2.0 / A.gain
+    found = A.proximal(samples, step, iterations=60)(x, x)
+    gradient = step * (A.normal(found) - A.H(samples)) + found - x
+    assert gradient.norm() < 1e-3 * x.norm()
+
+
 def test_keep_measured(random):
     image, kspace, mask = random(2, 9, 12), random(2, 9, 12), torch.arange(12) % 3 == 0
     result = mri.fft2c(mri.keep_measured(image, kspace, mask))
@@ -42,11 +193,11 @@ def test_keep_measured(random):
 
 def test_gradient_and_its_adjoint(random):
     x, p = random(3, 7, 8, dtype=torch.complex128), random(2, 3, 7, 8, dtype=torch.complex128)
-    gradient = mri._gradient(x)
+    gradient = classical._gradient(x)
     assert torch.equal(gradient[0, :, :-1], x.diff(dim=1)) and torch.equal(gradient[1, :, :, :-1], x.diff(dim=2))
     assert not gradient[0, :, -1].any() and not gradient[1, :, :, -1].any()
     left = torch.vdot(gradient.flatten(), p.flatten())
-    right = torch.vdot(x.flatten(), mri._gradient_adjoint(p).flatten())
+    right = torch.vdot(x.flatten(), classical._gradient_adjoint(p).flatten())
     assert complex(left) == pytest.approx(complex(right), rel=1e-12)
 
 
@@ -308,6 +459,78 @@ def test_low_rank_completes_what_is_of_low_rank():
     assert error[1] < 0.05 * error[0]
 
 
+# --- told of the phase -------------------------------------------------------------------------
+
+
+def test_wavelets_told_of_the_phase_fulfil_their_conditions(scan):
+    """Where the solution's coefficient is not 0, the data's pull equals the weight; elsewhere it is below it.
+
+    Real and imaginary part by themselves, after division by the smooth phase, the latter with three times the weight.
+    """
+    kspace, mask, _ = scan
+    weight, scale = 0.01, float(mri.ifft2c(kspace).abs().max())
+    image = mri.wavelet(kspace, mask, weight, 2000, shifts=False, imaginary=3.0) / scale
+    low = mri.ifft2c(kspace * torch.exp(-0.5 * distance_from_centre(kspace.shape) / 0.02**2))
+    turn = (low / low.abs()).conj()
+    pull = mri.ifft2c(mask * (kspace / scale - mri.fft2c(image)))
+    pulls, found = (mri.wavelet_transform(x * turn, "haar", 3) for x in (pull, image))
+    for pull, x, limit in ((pulls.real, found.real, weight), (pulls.imag, found.imag, 3 * weight)):
+        assert pull.abs().max() < limit * 1.02
+        at = x.abs() > 1e-3
+        assert torch.allclose(pull[at], limit * x[at].sign(), atol=0.02 * limit)
+    assert (found.real.abs() > 1e-3).sum() > 50 and (found.imag.abs() > 1e-3).sum() > 5
+
+
+def distance_from_centre(size):
+    """Squared, an edge of k-space being 1/2 away."""
+    rows, columns = (torch.from_numpy(np.fft.fftshift(np.fft.fftfreq(n))) for n in size)
+    return (rows[:, None] ** 2 + columns**2).float()
+
+
+def test_total_variation_told_of_the_phase_minimises_its_objective(scan):
+    """Written out with numpy: no step in any direction tried lowers it, and without the phase it is higher."""
+    kspace, mask, _ = scan
+    weight, scale = 0.01, float(mri.ifft2c(kspace).abs().max())
+    turn = mri.smooth_phase(kspace).numpy().conj()
+
+    def objective(image):
+        residual = (mask * (mri.fft2c(image) - kspace / scale)).abs().square().sum() / 2
+        z, tv = image.numpy() * turn, 0.0
+        for part, times in ((z.real, 1), (z.imag, 3)):
+            rows, columns = np.zeros_like(part), np.zeros_like(part)
+            rows[:-1], columns[:, :-1] = np.diff(part, axis=0), np.diff(part, axis=1)
+            tv += times * np.hypot(rows, columns).sum(dtype=float)
+        return float(residual) + weight * tv
+
+    image = mri.total_variation(kspace, mask, weight, 3000, imaginary=3.0) / scale
+    least = objective(image)
+    assert least < objective(mri.total_variation(kspace, mask, weight, 3000) / scale) * 0.999
+    assert objective(mri.total_variation(kspace, mask, weight, 300, imaginary=3.0) / scale) < 1.01 * least
+    random = np.random.RandomState(0)
+    for step in (1e-3, 1e-2):
+        for _ in range(5):
+            direction = torch.from_numpy(random.standard_normal((2, *kspace.shape)).astype(np.float32))
+            assert objective(image + step * torch.complex(*direction)) > least
+        assert objective((1 + step) * image) > least and objective((1 - step) * image) > least
+
+
+def test_the_phase_helps_where_it_is_smooth():
+    """A textured disc with a smooth phase from half of its lines: a third of the error less, or better."""
+    y, x = np.mgrid[:64, :64]
+    texture = ndimage.gaussian_filter(np.random.RandomState(0).standard_normal((64, 64)), 1.5)
+    magnitude = ((y - 30) ** 2 + (x - 34) ** 2 < 24**2) * (1 + 0.4 * texture / texture.std())
+    phase = 0.02 * (x - 32) + 0.01 * (y - 32) + 0.0008 * (x - 32) ** 2
+    image = torch.from_numpy(magnitude * np.exp(1j * phase)).to(torch.complex64)
+    mask = mri.sampling_mask("random", image.shape, 2, 0.15, seed=4)
+    kspace = mri.fft2c(image) * mask
+    for name in ("tv", "wavelet"):
+        errors = [
+            float((mri.CLASSICAL[kind][0](kspace, mask, 0.001) - image).norm() / image.norm())
+            for kind in (name, f"phase_{name}")
+        ]
+        assert errors[1] < 0.67 * errors[0]
+
+
 # --- what all classical methods share ----------------------------------------------------------
 
 FUNCTIONS = [function for function, _ in mri.CLASSICAL.values()]
@@ -320,7 +543,9 @@ def test_weights(function, scan):
     tolerance = 1e-4 * float(kspace.abs().max())
     assert torch.allclose(mri.fft2c(function(kspace, mask, 0.0)) * mask, kspace, atol=tolerance)
     # A huge weight leaves nothing of the edges (total variation would need more iterations for the last).
-    edges = [float(mri._gradient(x).abs().square().sum()) for x in (mri.ifft2c(kspace), function(kspace, mask, 1e6))]
+    edges = [
+        float(classical._gradient(x).abs().square().sum()) for x in (mri.ifft2c(kspace), function(kspace, mask, 1e6))
+    ]
     assert edges[1] < 0.15 * edges[0]
     for weight in (-0.1, float("nan"), float("inf")):
         with pytest.raises(mri.BadInput, match="weight"):
@@ -411,7 +636,7 @@ def test_tune_by_name_tries_the_weights_of_the_table(name, tiny, monkeypatch):
 @everywhere
 def test_they_stay_on_the_device_of_the_data(function, scan, monkeypatch):
     """Tensors without content stand in for a GPU: a step through another device raises."""
-    monkeypatch.setattr(mri, "_eigh", torch.linalg.eigh)  # see below
+    monkeypatch.setattr(classical, "_eigh", torch.linalg.eigh)  # see below
     kspace, mask, _ = (x.to("meta") for x in scan)
     assert function(kspace[None], mask, 0.01, 2).device.type == "meta"
 
@@ -421,7 +646,7 @@ def test_they_stay_on_the_device_of_the_data(function, scan, monkeypatch):
     [
         lambda coils, mask: mri.low_rank(coils, mask),
         lambda coils, mask: mri.compress_coils(coils, 2),
-        lambda coils, mask: mri._dominant(coils[:, None] * coils.conj(), coils)[0],  # of walsh_maps and espirit_maps
+        lambda coils, mask: _dominant(coils[:, None] * coils.conj(), coils)[0],  # of walsh_maps and espirit_maps
     ],
 )
 def test_eigenvectors_are_looked_for_on_the_cpu(method, monkeypatch):
@@ -431,3 +656,91 @@ def test_eigenvectors_are_looked_for_on_the_cpu(method, monkeypatch):
         coils = torch.zeros(3, 16, 12, dtype=torch.complex64, device="meta")
         assert method(coils, torch.ones(12, dtype=torch.bool, device="meta")).device.type == "meta"
     assert asked == {"cpu"}
+
+
+# --- partial Fourier ---
+
+
+def half_scan(phase, kept, width=48, height=40):
+    """A head-like positive image with a phase, its k-space with `kept` columns, and their mask."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    image = 1.0 * (torch.hypot(y / 0.8, x / 0.7) < 1) + 0.5 * (torch.hypot(y - 0.2, x + 0.3) < 0.2)
+    image = torch.polar(image, phase(y, x))
+    mask = torch.zeros(width, dtype=torch.bool)
+    mask[kept] = True
+    return image, mri.fft2c(image) * mask, mask
+
+
+@pytest.mark.parametrize("width", [48, 47])
+@pytest.mark.parametrize("side", ["first", "last"])
+def test_half_of_kspace_tells_the_other_where_there_is_no_phase(side, width):
+    """Exact for a constant phase: each pair k(f), k(-f) has the weight 2, its own mirror image the weight 1."""
+    kept = slice(0, 30) if side == "first" else slice(width - 30, width)
+    image, kspace, mask = half_scan(lambda y, x: 0 * y + 0.7, kept, width)
+    full = mri.fft2c(image)
+    if width % 2 == 0 and side == "last":
+        full[:, 0] = 0  # the highest frequency has no mirror image, so what is lost of it stays lost
+    expected, found, inside = mri.ifft2c(full), mri.homodyne(kspace, mask), image.abs() > 0
+    assert torch.allclose(found[inside], expected[inside], atol=1e-5)
+    # in air the phase is that of rounding errors
+    assert (found.abs() - expected.abs())[~inside].abs().max() < 1e-3
+    errors = [float((mri.pocs(kspace, mask, n) - expected).norm() / image.norm()) for n in (0, 1, 5, 50)]
+    assert errors[0] > errors[1] > errors[2] > errors[3] and errors[3] < 0.02
+
+
+def test_homodyne_is_its_formula():
+    """Written in numpy, sample by sample: Noll et al. 1991, with a linear ramp across the band known on both sides."""
+    _, kspace, mask = half_scan(lambda y, x: 0.8 * x - y * y, slice(0, 31))
+    weighted, low = np.zeros(kspace.shape, complex), np.zeros(kspace.shape, complex)
+    for column in range(31):
+        f = column - 24  # from -24 to 6: both sides are known up to 6
+        weight = 1.0 if f == -24 else min(1 - f / 6, 2.0)
+        weighted[:, column] = weight * kspace[:, column].numpy()
+        low[:, column] = (0.5 + 0.5 * np.cos(np.pi * min(abs(f) / 7, 1))) * kspace[:, column].numpy()
+
+    def inverse(k):
+        return np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(k), norm="ortho"))
+
+    unit = inverse(low) / np.abs(inverse(low))
+    expected = (inverse(weighted) * unit.conj()).real * unit
+    assert np.allclose(mri.homodyne(kspace, mask).numpy(), expected, atol=1e-5)
+
+
+def test_partial_fourier_methods_beat_zero_filling_unless_the_phase_is_steep():
+    lead = {}
+    for name, phase in {
+        "slow": lambda y, x: 0.6 * x + 0.3 * y * y,
+        "steep": lambda y, x: 3 * torch.sin(9 * x + 7 * y),
+    }.items():
+        image, kspace, mask = half_scan(phase, slice(0, 29))
+        base = mri.psnr(image.abs(), mri.ifft2c(kspace).abs())
+        methods = {"homodyne": mri.homodyne, "pocs": mri.pocs}
+        lead[name] = {n: mri.psnr(image.abs(), m(kspace, mask).abs()) - base for n, m in methods.items()}
+    assert min(lead["slow"].values()) > 5 and lead["slow"]["pocs"] > lead["slow"]["homodyne"]
+    assert max(lead["steep"].values()) < -0.5 and lead["steep"]["pocs"] > lead["steep"]["homodyne"]
+
+
+def test_partial_fourier_takes_batches_and_keeps_what_was_measured():
+    image, kspace, mask = half_scan(lambda y, x: x, slice(0, 30))
+    other = mask.flip(-1)
+    batch, masks = torch.stack([kspace, mri.fft2c(image) * other]), torch.stack([mask, other])[:, None]
+    for method in (mri.homodyne, mri.pocs):
+        together = method(batch, masks)
+        assert torch.allclose(together[0], method(kspace, mask), atol=1e-6)
+        assert torch.allclose(together[1], method(batch[1], other), atol=1e-6)
+    assert torch.allclose(mri.fft2c(mri.pocs(kspace, mask)) * mask, kspace, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [[0, 1, 2, 4, 5, 6], list(range(8, 16)), list(range(9)), []],
+    ids=["with a gap", "nothing before DC", "nothing beyond DC", "nothing"],
+)
+def test_other_masks_than_partial_fourier_are_refused(columns):
+    mask = torch.zeros(16, dtype=torch.bool)
+    mask[columns] = True
+    for method in (mri.homodyne, mri.pocs):
+        with pytest.raises(mri.BadInput, match="must follow one another, and reach beyond both sides of DC"):
+            method(torch.ones(8, 16, dtype=torch.complex64), mask)
+        with pytest.raises(mri.BadInput, match=r"give a mask \(.., 1, W\)"):
+            method(torch.ones(8, 16, dtype=torch.complex64), torch.ones(8, 16, dtype=torch.bool))

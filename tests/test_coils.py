@@ -123,8 +123,9 @@ def test_forward_and_adjoint_with_coils(random):
     """<M F S x, y> = <x, S^H F^H M y>, in double precision."""
     x, y = random(2, 9, 12, dtype=torch.complex128), random(2, 3, 9, 12, dtype=torch.complex128)
     maps, mask = random(2, 3, 9, 12, dtype=torch.complex128), torch.arange(12) % 3 != 1
-    left = torch.vdot((mask * mri.fft2c(mri.spread_coils(x, maps))).flatten(), y.flatten())
-    right = torch.vdot(x.flatten(), mri.combine_coils(mri.ifft2c(mask * y), maps).flatten())
+    A = mri.Acquisition(mask, maps)
+    assert torch.equal(A(x), mask * mri.fft2c(maps * x[:, None]))
+    left, right = torch.vdot(A(x).flatten(), y.flatten()), torch.vdot(x.flatten(), A.H(y).flatten())
     assert complex(left) == pytest.approx(complex(right), rel=1e-12)
 
 
@@ -132,9 +133,8 @@ def test_forward_and_adjoint_with_coils(random):
 def test_sense_recovers_a_noiseless_image(head, true_maps, step):
     kspace, inside = head
     image = mri.ifft2c(kspace).sum(0) * inside
-    mask = grid(step, 6)
-    measured = mask * mri.fft2c(mri.spread_coils(image, true_maps))
-    found = mri.sense(measured, mask, true_maps, weight=0, iterations=150)
+    A = mri.Acquisition(grid(step, 6), true_maps)
+    found = mri.sense(A(image), A, weight=0, iterations=150)
     assert (found - image).norm() < 1e-4 * image.norm()
 
 
@@ -147,7 +147,7 @@ def test_sense_near_a_prior_solves_its_equations(random):
     left = matrix.mH @ matrix + 0.3 * torch.eye(48)
     right = matrix.mH @ measured + 0.3 * prior.flatten().to(torch.complex128)
     expected = torch.linalg.solve(left, right).unflatten(0, (6, 8))
-    found = mri.sense(kspace, mask, maps, 0.3, 60, prior)
+    found = mri.sense(kspace, mri.Acquisition(mask, maps), 0.3, 60, prior)
     assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
@@ -155,7 +155,7 @@ def test_total_variation_with_one_uniform_coil_is_total_variation(head):
     kspace = head[0][:1]
     mask = mri.sampling_mask("random", kspace.shape, 3, 0.12, seed=1)
     plain = mri.total_variation(kspace[0] * mask, mask, 0.003, 400)
-    coil = mri.total_variation(kspace * mask, mask, 0.003, 400, maps=torch.ones_like(kspace))
+    coil = mri.total_variation(kspace * mask, mri.Acquisition(mask, torch.ones_like(kspace)), 0.003, 400)
     assert (coil - plain).norm() < 2e-3 * plain.norm()
 
 
@@ -269,7 +269,7 @@ def test_g_factor_is_pruessmanns(true_maps):
     white, size = torch.eye(COILS) + 0j, (8, MATRIX)
     maps = maps[:, ::8]
     mask = torch.arange(MATRIX) % 2 == 0
-    g = mri.g_factor(lambda k, m: mri.sense(k, m, maps, 0, 15), white, mask, size, replicas=150)
+    g = mri.g_factor(lambda k, m: mri.sense(k, mri.Acquisition(m, maps), 0, 15), white, mask, size, replicas=150)
     folded = torch.stack([maps, maps.roll(MATRIX // 2, -1)], -1).movedim(0, -2)  # (H, W, coils, 2)
     gram = folded.mH @ folded
     expected = (torch.linalg.inv(gram).diagonal(dim1=-2, dim2=-1) * gram.diagonal(dim1=-2, dim2=-1))[..., 0].real.sqrt()
@@ -279,9 +279,9 @@ def test_g_factor_is_pruessmanns(true_maps):
 
 def test_g_factor_of_a_covariance_of_any_kind(true_maps):
     mask, size = torch.arange(MATRIX) % 2 == 0, (MATRIX, MATRIX)
+    linear = lambda k, m: mri.sense(k, mri.Acquisition(m, true_maps), 0, 3)  # noqa: E731
     found = [
-        mri.g_factor(lambda k, m: mri.sense(k, m, true_maps, 0, 3), torch.eye(COILS, dtype=kind), mask, size, 2)
-        for kind in (torch.complex64, torch.float64)
+        mri.g_factor(linear, torch.eye(COILS, dtype=kind), mask, size, 2) for kind in (torch.complex64, torch.float64)
     ]
     assert torch.equal(*found)
 
@@ -314,7 +314,7 @@ def test_faults_are_told(random, files, tmp_path):
     with pytest.raises(mri.BadInput, match="sensitivity maps 'espirt', did you mean 'espirit'"):
         mri.sensitivity_maps(coils, lines, "espirt")
     with pytest.raises(mri.BadInput, match="no coil axis"):
-        mri.build_model({"model": "varnet", "features": 4})(flat[None], lines, (16, 16))
+        mri.build_model("varnet(features=4)")(flat[None], lines, (16, 16))
 
 
 @pytest.mark.parametrize("mask", ["poisson_disc", "radial", "kt", "randon"])
@@ -356,7 +356,7 @@ def test_calibration_columns_of_a_batch():
 def varnet():
     """A small variational network that does something: its last layers start at zero otherwise."""
     torch.manual_seed(0)
-    network = mri.build_model({"model": "varnet", "features": 4, "levels": 2, "cascades": 2})
+    network = mri.build_model("varnet(features=4, levels=2, cascades=2)")
     for module in (*network.networks, network.map_network):
         torch.nn.init.normal_(module.last.weight, std=0.3)
     return network
@@ -367,10 +367,10 @@ def test_variational_network_before_training_is_sense(random):
     kspace, mask = random(1, 3, 24, 20), grid(3, 6, 20)
     measured = kspace * mask
     maps = mri.ratio_maps(measured[0], mask)
-    images = mri.spread_coils(mri.sense(measured[0], mask, maps, 0.01, 8), maps)
+    images = maps * mri.sense(measured[0], mri.Acquisition(mask, maps), 0.01, 8)
     for _ in range(6):
         images = mri.keep_measured(images, measured[0], mask, 1 / (1 + math.exp(-2)))
-    network = mri.build_model({"model": "varnet", "features": 4, "levels": 2})
+    network = mri.build_model("varnet(features=4, levels=2)")
     found = network(measured, mask.expand(1, 1, 1, 20), (16, 18))[0]
     assert torch.allclose(found, mri.center_crop(mri.rss(images), (16, 18)), atol=1e-4)
 
@@ -378,7 +378,7 @@ def test_variational_network_before_training_is_sense(random):
 @pytest.fixture(scope="module")
 def modl():
     torch.manual_seed(0)
-    network = mri.build_model({"model": "modl", "features": 4, "cascades": 2})
+    network = mri.build_model("modl(features=4, cascades=2)")
     torch.nn.init.normal_(network.networks[0].last.weight, std=0.3)
     return network
 
@@ -389,9 +389,10 @@ def test_modl_changes_only_what_the_coils_leave_open():
     kspace, mask = mri.crop_readout(kspace[0], 64), grid(2, 16, 64)
     batch = (kspace * mask)[None], mask.expand(1, 1, 1, 64), (64, 64)
     maps = mri.espirit_maps(kspace * mask, mask, grid=48)
-    target = mri.rss(mri.keep_measured(maps * mri.sense(kspace * mask, mask, maps, 1e-4, 60), kspace * mask, mask))
+    image = mri.sense(kspace * mask, mri.Acquisition(mask, maps), 1e-4, 60)
+    target = mri.rss(mri.keep_measured(maps * image, kspace * mask, mask))
     torch.manual_seed(0)
-    network = mri.build_model({"model": "modl", "features": 4, "cascades": 2})
+    network = mri.build_model("modl(features=4, cascades=2)")
     torch.nn.init.normal_(network.networks[0].last.weight, std=0.3)
     errors = []
     with torch.no_grad():
@@ -438,7 +439,7 @@ def test_modl_learns_its_weight(modl, random):
 def test_unet_on_the_root_sum_of_squares(random):
     """It sees the root-sum-of-squares alone: a coil more or less with the same energy makes no difference."""
     torch.manual_seed(0)
-    network = mri.build_model({"model": "rss_unet", "features": 4, "levels": 2})
+    network = mri.build_model("rss_unet(features=4, levels=2)")
     torch.nn.init.normal_(network.network.last.weight)
     kspace, mask = random(1, 1, 24, 20), grid(3, 6, 20)
     twice = torch.cat([0.6 * kspace, 0.8j * kspace], 1)
@@ -450,18 +451,20 @@ def test_unet_on_the_root_sum_of_squares(random):
 
 def test_training_run(files, tmp_path, monkeypatch):
     """The loop of notebook 04 on coils: baselines, metrics, a checkpoint that loads and scores the same."""
-    monkeypatch.setattr(mri, "PARALLEL", {name: (f, (0.001, 0.004)) for name, (f, _) in mri.PARALLEL.items()})
-    small = {"features": 4, "levels": 2, "cascades": 2, "epochs": 1, "center_fraction": 0.16, "batch_size": 2}
+    monkeypatch.setattr(
+        "mri_parts.coils.PARALLEL", {name: (f, (0.001, 0.004)) for name, (f, _) in mri.PARALLEL.items()}
+    )
+    small = {"model": "varnet(features=4, levels=2, cascades=2)", "epochs": 1, "center_fraction": 0.16, "batch_size": 2}
     small |= {"task": "multi_coil", "data": str(files), "train_accelerations": "4 8"}
     metrics = train.run(**small, out=str(tmp_path / "run"))
-    assert list(metrics["methods"]) == ["zero_filled", "sense", "grappa", "tv_sense", "varnet"]
+    assert list(metrics["methods"]) == ["zero_filled", "sense", "grappa", "tv_sense", "attainable", "varnet"]
     for name in ("sense", "grappa", "tv_sense"):  # from the list, or in steps of its ratio beyond it
         assert math.log(metrics[f"{name}_weight"] / 0.001, 4) % 1 == pytest.approx(0, abs=1e-5)
     for name in ("sense", "grappa", "tv_sense"):
         assert metrics["methods"][name]["psnr"]["mean"] > metrics["methods"]["zero_filled"]["psnr"]["mean"]
     assert metrics["parameters"]["mask"] == "equispaced" and json.loads((tmp_path / "run/metrics.json").read_text())
     checkpoint = tmp_path / "run" / "checkpoint.pt"
-    assert mri.load_model(checkpoint).settings["task"] == "multi_coil"
+    assert mri.read_checkpoint(checkpoint)["parameters"]["task"] == "multi_coil"
     scored = train.run(evaluate=str(checkpoint), data=str(files), out=str(tmp_path / "again"))
     expected = metrics["methods"]["varnet"]["ssim"]["mean"]
     assert scored["methods"]["varnet"]["ssim"]["mean"] == pytest.approx(expected, abs=1e-6)
@@ -477,7 +480,6 @@ def test_cache_holds_coils(files, tmp_path):
 MEMORY = """
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 import torch
 import mri_utils as mri, train
 torch.set_num_threads(2)
@@ -487,10 +489,10 @@ for person, split in enumerate(("train", "val")):
     path = folder / split / f"{split}.h5"
     mri.write_volume(path, kspace, target_size=(320, 320), acquisition="AXT2", patient_id=str(person))
 changes = {"task": "multi_coil", "data": str(folder), "batch_size": 1}
-settings = train.check(SimpleNamespace(**train.parameters | changes))
+settings = train.settled(**changes)
 train_set, val_set = train.load_data(settings)
-network, adversary, loader, optimizer, scheduler = train.prepare(settings, train_set)
-print(train.train_epoch(network, adversary, loader, optimizer, scheduler, settings))
+parts = train.prepare(settings, train_set)
+print(train.train_epoch(*parts, train.machine_of(settings)))
 print("peak MiB:", mri.peak_memory()["main"])
 """
 

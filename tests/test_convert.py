@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
+from conftest import save_v73
 from scipy.io import savemat
 
 import mri_utils as mri
@@ -27,17 +27,6 @@ def mat_path(root, head, sequence):
     path = root / f"Figure {head}" / "0.055T" / f"0.055T_{sequence}_kspace_postEMI.mat"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def save_v73(path, **arrays):
-    """MATLAB's v7.3: HDF5 behind 512 bytes of text, axes in reverse, complex numbers as (real, imag)."""
-    with h5py.File(path, "w", userblock_size=512) as file:
-        for name, array in arrays.items():
-            pairs = np.zeros(array.T.shape, [("real", "f8"), ("imag", "f8")])
-            pairs["real"], pairs["imag"] = array.T.real, array.T.imag
-            file[name] = pairs
-    with open(path, "r+b") as file:
-        file.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
 
 
 SCRIPT = mri.ROOT / "data" / "convert_ulf.py"

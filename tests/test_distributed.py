@@ -19,28 +19,27 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from conftest import QUICK, as_given
 
 import mri_utils as mri
+from mri_parts import dataset as dataset_part
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_baselines")
 SMALL = {"epochs": 3, "features": 4, "levels": 2, "batch_size": 3, "loss": "l1"}
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONPATH": str(mri.ROOT)}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONPATH": f"{QUICK}{os.pathsep}{mri.ROOT}"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 # train.py without the evaluation at its end, which the other tests have; notes which process reads which file
 SCRIPT = """
 import sys, json
-from types import SimpleNamespace
 import mri_utils as mri, train
-changes = json.loads(sys.argv[1])
-settings = SimpleNamespace(**train.parameters | changes)
-train.check(settings)
+settings = train.settled(**json.loads(sys.argv[1]))
 mri.join_processes(settings.device)
 train_set, val_set = train.load_data(settings)
 read, kspace = set(), mri.Volume.kspace
 mri.Volume.kspace = lambda self, i: (read.add(str(self.path)), kspace(self, i))[1]
 def work():
     network, state = train.train(settings, train_set, val_set)
-    rows, images, _ = train.score(network.eval(), val_set, settings)
+    rows, images, _ = mri.score(network.eval(), val_set, train.machine_of(settings))
     everybody = mri.gather([sorted(read)])
     if mri.rank_and_size()[0] == 0:
         figures = {"read": everybody, "rows": rows, "images": [float(x.sum()) for x in images]}
@@ -64,7 +63,7 @@ def data(tiny, tmp_path_factory):
 
 
 def words(data, out, **changes):
-    return ["-c", SCRIPT, json.dumps(SMALL | {"data": str(data), "out": str(out)} | changes)]
+    return ["-c", SCRIPT, json.dumps(as_given(SMALL | {"data": str(data), "out": str(out)} | changes))]
 
 
 def train(data, out, processes=1, **changes):
@@ -87,8 +86,7 @@ def log(out):
 def only_train(data, out, **changes):
     """The training of train.py in this process."""
     module = importlib.import_module("train")
-    settings = SimpleNamespace(**module.parameters | SMALL | {"data": str(data), "out": str(out)} | changes)
-    module.check(settings)
+    settings = module.settled(**as_given(SMALL | {"data": str(data), "out": str(out)} | changes))
     return module.train(settings, *module.load_data(settings))
 
 
@@ -114,7 +112,7 @@ def test_two_processes_take_the_same_steps(whole, data, tmp_path):
 
 
 def test_adversarial_training_in_two_processes(data, tmp_path):
-    kind = {"adversarial_weight": 0.1, "epochs": 2}
+    kind = {"adversary": "least_squares(weight=0.1)", "epochs": 2}
     train(data, tmp_path / "one", shards=2, **kind)
     train(data, tmp_path / "two", processes=2, **kind)
     assert np.allclose(log(tmp_path / "one"), log(tmp_path / "two"), rtol=1e-4)
@@ -132,7 +130,7 @@ def test_a_run_goes_on_with_another_number_of_processes(whole, data, tmp_path):
 
 def plans(dataset, processes, monkeypatch, **options):
     for rank in range(processes):
-        monkeypatch.setattr(mri, "rank_and_size", lambda rank=rank: (rank, processes))
+        monkeypatch.setattr(dataset_part, "rank_and_size", lambda rank=rank: (rank, processes))
         sampler = mri.SameSizeBatches(dataset, 3, True, **options)
         assert [part for part, _ in sampler.plan()] == list(sampler) and len(sampler) == len(sampler.plan())
         yield sampler.batches(), sampler.plan()
@@ -169,7 +167,7 @@ def test_shards_keep_batches_even(tiny, monkeypatch):
 
 def test_what_cannot_be_shared_is_refused(tiny, monkeypatch):
     dataset = mri.SliceDataset(mri.read_folder(tiny / "train"), "random", 4, 0.1, seed=0)
-    monkeypatch.setattr(mri, "rank_and_size", lambda: (1, 2))
+    monkeypatch.setattr(dataset_part, "rank_and_size", lambda: (1, 2))
     with pytest.raises(mri.BadInput, match="shards 3 on 2 processes: use a multiple of 2"):
         mri.SameSizeBatches(dataset, 2, True, shards=3)
     dataset.slices = dataset.slices[:2]  # of the first file
@@ -192,14 +190,16 @@ def test_a_cache_changes_nothing(whole, data, tmp_path, workers, monkeypatch):
     only_train(data, tmp_path / "filled", epochs=1, **options)
     files = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     assert len(files) == 7
-    read = mri.Volume._read
+    read, looked_at = mri.Volume._read, []
 
-    def one_line_of_each_slice(volume, key, index, kind):
-        assert not isinstance(index, int), "a slice is read again"
+    def one_slice_of_each_file(volume, key, index, kind):
+        if isinstance(index, int):
+            assert volume.path not in looked_at and index == len(volume) // 2, "a slice is read again"
+            looked_at.append(volume.path)
         return read(volume, key, index, kind)
 
-    with monkeypatch.context() as patched:  # from now on files are opened to look for leaks, no more
-        patched.setattr(mri.Volume, "_read", one_line_of_each_slice)
+    with monkeypatch.context() as patched:  # from now on files are opened for the look at their middle slice, no more
+        patched.setattr(mri.Volume, "_read", one_slice_of_each_file)
         only_train(data, tmp_path / "run", **options)
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == files
     assert (tmp_path / "run" / "log.csv").read_bytes() == (whole.out / "log.csv").read_bytes()
@@ -216,7 +216,8 @@ def test_cached_slices_are_bit_for_bit_the_same(data, tmp_path, augment):
         for field in mri.SAMPLE_FIELDS:
             assert torch.equal(getattr(raw, field), getattr(cached, field)), field
     assert raw.kspace.shape[-2] < volumes[0].shape[-2] or augment  # the crop along the readout was made
-    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    size = sum(np.load(path, mmap_mode="r").nbytes for path in tmp_path.iterdir())
+    assert size < sum(path.stat().st_size for path in tmp_path.iterdir()) < size + 512 * len(volumes)  # the headers
     assert size == sum(len(v) * (8 * v.target_size[0] * v.shape[-1] + v.shape[-1] + 4 * 48 * 48) for v in volumes)
 
 
@@ -285,7 +286,7 @@ def test_a_file_that_turns_unreadable_stops_the_run_or_is_left_out(files, worker
     capfd.readouterr()
     for sets[1].epoch in range(3):
         plan = patient.batch_sampler.plan()
-        for (part, _), (batch, _) in zip(plan, mri.training_batches(patient, "cpu"), strict=True):
+        for (part, _), batch in zip(plan, mri.training_batches(patient, "cpu"), strict=True):
             assert len(batch.volume) == len(part)
             for i, v in zip(part, batch.volume.tolist()):
                 planned = sets[1].slices[i][0]
@@ -301,13 +302,13 @@ def test_a_file_that_turns_unreadable_stops_the_run_or_is_left_out(files, worker
 
 def test_the_template_of_kspace_sr_skips_what_cannot_be_read(files):
     folder, damaged = files
-    networks = [mri.build_model({"model": "kspace_sr", "levels": 2}) for _ in range(2)]
-    networks[0].learn_template(mri.SliceDataset(mri.read_folder(folder), "random", 4, 0.1, seed=0))
+    networks = [mri.build_model("kspace_sr(levels=2)") for _ in range(2)]
+    networks[0].learn_from(mri.SliceDataset(mri.read_folder(folder), "random", 4, 0.1, seed=0))
     sets = [mri.SliceDataset(mri.read_folder(folder), "random", 4, 0.1, seed=0, skip=skip) for skip in (False, True)]
     os.truncate(damaged, 3000)
     with pytest.raises(mri.BadInput, match=r"x\.h5: cannot read"):
-        networks[1].learn_template(sets[0])
-    networks[1].learn_template(sets[1])
+        networks[1].learn_from(sets[0])
+    networks[1].learn_from(sets[1])
     assert len(sets[1].unreadable) == 1
     torch.testing.assert_close(networks[1].template, networks[0].template, atol=0.5, rtol=0)
 
@@ -333,7 +334,7 @@ def test_a_run_tells_what_it_left_out(data, tmp_path, monkeypatch):
         victim.write_bytes(b"")
 
     monkeypatch.setattr(mri.RunState, "save", save_and_damage)
-    settings = SMALL | {"data": str(tmp_path / "data"), "out": str(tmp_path / "run")}
+    settings = as_given(SMALL | {"data": str(tmp_path / "data"), "out": str(tmp_path / "run")})
     module = importlib.import_module("train")
     metrics = module.run(**settings, skip_unreadable=True)
     assert f"1 training volumes turned unreadable and were left out: {victim.name}" in metrics["warnings"]
@@ -343,10 +344,10 @@ def test_a_run_tells_what_it_left_out(data, tmp_path, monkeypatch):
 
 def test_threads_read_the_same_validation_volume(tiny):
     dataset = mri.SliceDataset(mri.read_folder(tiny / "val"), "random", 4, 0.1)
-    settings = SimpleNamespace(device="cpu", batch_size=2, precision="float32", workers=3)
+    machine = mri.Machine(batch_size=2, workers=3)
     for volume in range(2):
         plain = mri.reconstruct_volume(mri.zero_filled, dataset, volume)
-        threads = mri.reconstruct_volume(mri.zero_filled, dataset, volume, settings)
+        threads = mri.reconstruct_volume(mri.zero_filled, dataset, volume, machine)
         assert all(torch.equal(a, b) for a, b in zip(plain[:2], threads[:2])) and len(plain[0]) == 2
 
 
@@ -372,9 +373,10 @@ def test_validation_takes_no_more_slices_at_once_than_a_piece_of_training(tiny):
         taken.append(len(kspace))
         return mri.zero_filled(kspace, mask, size)
 
+    train = importlib.import_module("train")
     for accumulate in (1, 2):
-        settings = SimpleNamespace(device="cpu", batch_size=2, precision="float32", accumulate=accumulate)
-        mri.reconstruct_volume(method, dataset, 0, settings)
+        machine = train.machine_of(train.settled(device="cpu", batch_size=2, accumulate=accumulate))
+        mri.reconstruct_volume(method, dataset, 0, machine)
     assert taken == [2, 1, 1]
 
 
@@ -390,7 +392,7 @@ def state():
 for epoch in range(50):
     for loader in loaders:
         loader.dataset.epoch = epoch
-        for batch, share in mri.training_batches(loader, "cpu"):
+        for batch in mri.training_batches(loader, "cpu"):
             pass
     if epoch == 1:
         early = state()
@@ -456,23 +458,14 @@ def test_average_is_saved_scored_and_resumed(data, tmp_path):
     assert (tmp_path / "resumed" / "log.csv").read_bytes() == (tmp_path / "undisturbed" / "log.csv").read_bytes()
 
 
-COMPILED = {
-    "device": "cpu",
-    "precision": "float32",
-    "compile": True,
-    "start_from": "",
-    "batch_size": 2,
-    "accumulate": 1,
-}
-
-
 def test_compiled_for_whole_batches_only(tiny, capsys):
     """Other sizes, of an odd one among them, go without: they are as right, and nothing is compiled for them."""
-    settings = SimpleNamespace(**COMPILED, model="magnitude_unet", features=2, levels=1)
-    plain, dataset = mri.build_model(vars(settings)), mri.SliceDataset(mri.read_folder(tiny / "val"), "random", 4, 0.1)
+    plain = mri.build_model("magnitude_unet(features=2, levels=1)")
+    dataset = mri.SliceDataset(mri.read_folder(tiny / "val"), "random", 4, 0.1)
     torch.nn.init.normal_(plain.network.last.weight)
     try:
-        network = mri.place(copy.deepcopy(plain), settings, dataset)
+        network = copy.deepcopy(plain)
+        mri.compile_convolutions(network, dataset, mri.Machine(batch_size=2))
         assert capsys.readouterr().out == ""  # it did not fall back
         sizes = Counter(torch._dynamo.utils.counters["stats"])
         for slices, odd in ((2, 0), (3, 0), (2, 1)):
@@ -489,8 +482,7 @@ def test_compiled_for_whole_batches_only(tiny, capsys):
 
 
 def test_compiling_falls_back_with_a_line(tiny, monkeypatch, capsys):
-    settings = SimpleNamespace(**COMPILED, model="unet", features=4, levels=2)
-    network = mri.build_model(vars(settings))
+    network = mri.build_model("unet(features=4, levels=2)")
 
     def fail(*_, **__):
         raise RuntimeError("no compiler here\nwith details")
@@ -503,21 +495,20 @@ def test_compiling_falls_back_with_a_line(tiny, monkeypatch, capsys):
     monkeypatch.setattr(torch.compiler, "set_stance", stances.append)
     before = torch.get_rng_state()
     dataset = mri.SliceDataset(mri.read_folder(tiny / "train"), "random", 4, 0.1, seed=0)
-    assert mri.place(network, settings, dataset) is network
+    mri.compile_convolutions(network, dataset, mri.Machine(batch_size=2))
     assert capsys.readouterr().out == "torch.compile failed (no compiler here): going on without it\n"
     assert stances == ["force_eager"] and torch.equal(torch.get_rng_state(), before)
     assert all(w.grad is None for w in network.parameters())
 
 
 @pytest.mark.parametrize("model", ["unet", "cine_dual_unet"])  # with convolutions of 2 and of 3 axes
-def test_what_was_trained_on_a_gpu_can_be_read(model, tmp_path, monkeypatch):
-    to = torch.nn.Module.to
-    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_, **options: to(self, **options))  # there is no GPU
-    settings = {"model": model, "features": 4, "levels": 2, "frames": 4 if model != "unet" else 0}
-    settings |= {"device": "cuda", "precision": "bfloat16", "compile": False, "start_from": ""}
-    network = mri.place(mri.build_model(settings), SimpleNamespace(**settings), None)
+def test_what_was_trained_on_a_gpu_can_be_read(model, tmp_path):
+    call = f"{model}(features=4, levels=2{', frames=4' if model != 'unet' else ''})"
+    settings = {"model": call, "device": "cuda", "precision": "bfloat16", "compile": True}
+    network = mri.build_model(call)
     mri.save_checkpoint(tmp_path / "x.pt", {"model_state": network.state_dict(), "parameters": settings})
-    assert mri.load_model(tmp_path / "x.pt").settings == settings
+    assert mri.read_checkpoint(tmp_path / "x.pt")["parameters"] == settings
+    assert mri.count_parameters(mri.load_model(tmp_path / "x.pt")) == mri.count_parameters(network)
 
 
 def test_a_gpu_that_a_run_does_not_use_is_left_alone(tiny, tmp_path, monkeypatch):
@@ -645,7 +636,7 @@ def test_evaluate_reconstructs_files_with_and_without_reference(whole, data, tmp
     assert f"{checkpoint}: trained with another acceleration 4.0" in printed
     assert "8 slices, " in printed and "per second" in printed
     assert json.loads((out / "metrics.json").read_text())["per_volume"] == metrics["per_volume"]
-    assert len(metrics["per_volume"]) == 3 and metrics["parameters"]["features"] == 4
+    assert len(metrics["per_volume"]) == 3 and metrics["parameters"]["model"] == "unet(features=4, levels=2)"
     network = mri.load_model(checkpoint)
     for v in mri.read_folder(folder):
         with h5py.File(out / "reconstructions" / v.path.name) as file:

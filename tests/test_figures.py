@@ -1,9 +1,12 @@
 """Section 12: figures in one window, sliders without a front end."""
 
+import base64
 import io
 import itertools
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +15,8 @@ import pytest
 import torch
 
 import mri_utils as mri
+from mri_parts import figures, playground
+from mri_parts.networks import model_axes
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -68,6 +73,9 @@ def test_sample_and_curves(tiny):
     figure = mri.show_curves(history)
     lines = [axis.get_lines()[0].get_ydata().tolist() for axis in figure.axes]
     assert lines == [[row[key] for row in history] for key in ("train_loss", "val_ssim", "val_psnr")]
+    for axis in mri.show_curves(history[:1]).axes:  # a single epoch: its own tick alone
+        low, high = axis.get_xlim()
+        assert [tick for tick in axis.get_xticks() if low <= tick <= high] == [1]
 
 
 def test_mask_figures():
@@ -89,11 +97,14 @@ def test_save_figure(tmp_path):
 def test_panel_png():
     pillow = pytest.importorskip("PIL.Image")
     panels = {"one": np.linspace(0, 1, 32).reshape(4, 8), "two": np.full((10, 10), 9.0)}
-    image = pillow.open(io.BytesIO(mri._panel_png(panels, height=100)))
-    assert image.format == "PNG" and image.size == (200 + 6 + 100, 100 + 22)
+    image = pillow.open(io.BytesIO(figures._panel_png(panels, height=100)))
+    assert image.format == "PNG" and image.size == (200 + 8 + 102, 100 + 24)
     pixels = np.asarray(image)
-    assert pixels[30, 0] == 0 and pixels[-1, 199] == 255 and (pixels[22:, 206:] == 255).all()  # clipped, not wrapped
+    assert pixels[30, 1] == 0 and pixels[-2, 200] == 255
+    assert (pixels[23:-1, 209:-1] == 255).all()  # clipped, not wrapped
     assert (pixels[:22] < 128).any()  # titles
+    frame = [pixels[22, :202], pixels[-1, 208:], pixels[22:, 0], pixels[22:, -1]]
+    assert all((line == 170).all() for line in frame)
 
 
 @pytest.fixture
@@ -126,7 +137,7 @@ def test_explore_redraws_without_a_front_end(shown):
 
     mri.explore(update, height=64, noise_level=level, kind=kind)
     (picture,), (text,) = shown["Image"], shown["HTML"]
-    assert picture.value == mri._panel_png({"grey": np.full((8, 8), 0.2), "random": np.eye(8)}, 64)
+    assert picture.value == figures._panel_png({"grey": np.full((8, 8), 0.2), "random": np.eye(8)}, 64)
     assert text.value == "<i>level 2</i>" and level.description == "noise level"
     first = picture.value
     level.value = 7
@@ -142,6 +153,40 @@ def test_explore_redraws_without_a_front_end(shown):
     ((bundle,), options) = shown["display"][0]
     assert options == {"raw": True} and "noise level, kind" in bundle["text/plain"]
     assert len(shown["display"]) == 1 and len(shown["Image"]) == 1  # one picture, replaced
+    assert base64.b64decode(bundle["image/png"]) == first  # what a page without a kernel shows
+
+
+def test_explore_beside_has_a_picture_of_each_panel(shown):
+    import ipywidgets as widgets
+
+    level = widgets.IntSlider(value=2, min=0, max=10)
+
+    def update(level):
+        return {"grey": torch.full((8, 8), level / 10), "eye": np.eye(8)}, f"level {level}"
+
+    mri.explore(update, height=64, beside=True, level=level)
+    grey, eye = (picture.value for picture in shown["Image"])
+    assert grey == figures._panel_png({"grey": np.full((8, 8), 0.2)}, 64)
+    level.value = 3
+    assert shown["Image"][0].value != grey and shown["Image"][1].value == eye
+    ((bundle,), _) = shown["display"][0]
+    both = figures._panel_png({"grey": np.full((8, 8), 0.2), "eye": np.eye(8)}, 64)
+    assert base64.b64decode(bundle["image/png"]) == both
+
+
+def test_a_folder_that_the_playground_cannot_read_is_told_in_its_text(shown, tiny, tmp_path):
+    mri.playground(tmp_path)
+    assert "no .h5" in shown["HTML"][0].value and not shown["Image"]
+    mri.playground(tiny, volume_number=9, slice_number=9)  # fewer of both: the last one
+    assert "effective acceleration" in shown["HTML"][1].value and len(shown["Image"]) == 6
+
+
+def test_noise_of_the_playground(tiny):
+    """Each part of a fully sampled image has the standard deviation that the slider says."""
+    volume = mri.read_folder(tiny / "val")[0]
+    clean, noisy = (playground.measure(volume, 0, "random", 1, 0.08, noise).kspace for noise in (0, 5))
+    added = mri.ifft2c(noisy - clean) / volume.maximum
+    assert added.real.std() == pytest.approx(0.05, rel=0.05) and added.imag.std() == pytest.approx(0.05, rel=0.05)
 
 
 def finished(seed, features, ssim, data="data/demo"):
@@ -149,8 +194,8 @@ def finished(seed, features, ssim, data="data/demo"):
     figure = {"mean": ssim, "ci95": [ssim - 0.1, ssim + 0.1]}
     alone = {"mean": 20.0, "ci95": [20.0, 20.0]}  # one subject
     figures = {"ssim": figure, "psnr": alone, "nmse": figure}
-    parameters = {"model": "unet", "mask": "random", "acceleration": 4.0, "center_fraction": 0.08}
-    parameters |= {"seed": seed, "features": features, "data": data}
+    parameters = {"model": f"unet(features={features})", "mask": "random", "acceleration": 4.0, "center_fraction": 0.08}
+    parameters |= {"seed": seed, "data": data}
     metrics = {"parameters": parameters, "data": {"effective_acceleration": 3.914}}
     return mri.Run(Path(f"run{seed}"), metrics | {"methods": {"zero_filled": figures, "unet": figures}}, [])
 
@@ -161,7 +206,7 @@ def test_runs_are_compared_in_one_table():
         ("zero_filled", "", ""), ("unet", "0", "4"), ("unet", "1", "8")
     ]  # fmt: skip
     assert rows[1]["SSIM"] == "0.500 [0.400, 0.600]" and rows[2]["SSIM"] == "0.600 [0.500, 0.700]"
-    assert rows[0]["PSNR"] == "20.00 (one subject)" and rows[0]["acceleration"] == "4x (3.91)"
+    assert rows[0]["PSNR (dB)"] == "20.00 (one subject)" and rows[0]["acceleration"] == "4x (3.91)"
 
 
 def test_runs_on_two_data_sets_have_their_own_baselines():
@@ -172,20 +217,49 @@ def test_runs_on_two_data_sets_have_their_own_baselines():
     ]  # fmt: skip
 
 
+def test_a_metric_of_some_runs_leaves_the_others_cells_empty():
+    first, second = finished(0, 4, 0.5), finished(1, 4, 0.6)
+    second.metrics["methods"]["unet"] = second.metrics["methods"]["unet"] | {
+        "mae": {"mean": 1.23456e-5, "ci95": [1e-5, 2.5e-5]}, "hfen": {"mean": 0.25, "ci95": [0.25, 0.25]}
+    }  # fmt: skip
+    rows = mri.compare_runs([first, second])
+    assert rows[-1]["MAE"] == "1.235e-05 [1e-05, 2.5e-05]" and rows[-1]["HFEN"] == "0.25 (one subject)"
+    head, *lines = mri.format_table(rows).splitlines()
+    assert head.split()[-3:] == ["NMSE", "MAE", "HFEN"] and lines[-1][head.index("HFEN") :] == "0.25 (one subject)"
+    assert all(len(line) < head.index("MAE") for line in lines[:-1])
+
+
+def test_columns_of_text_stand_left_and_those_of_numbers_right():
+    rows = [{"name": "a - b", "n": -3, "mask": "4x", "mean": "-0.1 [-1e-05, 2]"}, {"name": "c", "n": 12.5}, {}]
+    rows += [{"name": "  d", "mean": "1 (one subject)"}]
+    assert mri.format_table(rows).splitlines() == [
+        "name      n  mask  mean",
+        "a - b    -3  4x    -0.1 [-1e-05, 2]",
+        "c      12.5",
+        "",
+        "  d                   1 (one subject)",
+    ]
+
+
 def test_tables_are_text_and_html(monkeypatch):
     seen = []
     monkeypatch.setattr("IPython.display.display", lambda data, raw: seen.append(data))
     mri.show_table([{"flag": "--seed 1", "figure": "0.5 [0.4, 0.6]"}, {"flag": "<b>", "figure": 1}], "Two & two")
     mri.show_table([])
+    mri.show_table([{"": "a", "b": "1e-05 [0, 1]"}])
     page, text = seen[0]["text/html"], seen[0]["text/plain"]
     assert "<caption>Two &amp; two</caption>" in page and "&lt;b&gt;" in page and "<b>" not in page
     assert "0.5&nbsp;[0.4,&nbsp;0.6]" in page and '<span style="white-space: nowrap">--seed</span> 1' in page
-    assert text.splitlines() == ["Two & two", "flag      figure", "--seed 1  0.5 [0.4, 0.6]", "<b>       1"]
+    assert text.splitlines() == [
+        "Two & two", "flag      figure", "--seed 1  0.5 [0.4, 0.6]", "<b>         1"
+    ]  # fmt: skip
     assert seen[1]["text/plain"] == ""
+    assert '<span style="white-space: nowrap">1e-05&nbsp;[0,&nbsp;1]</span>' in seen[2]["text/html"]
 
 
 # Maps from dark to light in even steps; one that does not, or that rests on red against green, hides what it shows.
 COLOUR_MAPS = {"gray", "viridis", "cividis", "magma", "inferno", "plasma"}
+CYCLIC = {"twilight"}  # of phases, whose two ends are one: even steps there and back
 
 
 def sources():
@@ -205,7 +279,7 @@ def test_colour_maps_and_literal_colours():
         colours |= {(name, found) for found in re.findall(pattern, code)}
         assert not re.search(r"set_cmap|get_cmap|plt\.cm\b|colormaps\b|\bcm\.", code), f"{name}: a map by another way"
         assert not re.search(r"""["'][bgrcmy][-.:os^]+["']""", code), f"{name}: a colour in a format of plot"
-    assert {found for _, found in maps} <= COLOUR_MAPS and len(maps) > 2, maps
+    assert {found for _, found in maps} <= COLOUR_MAPS | CYCLIC and len(maps) > 2, maps
     assert matplotlib.rcParams["image.cmap"] in COLOUR_MAPS
     for name, found in colours - {(name, f"C{i}") for name, _ in colours for i in range(len(mri.COLOURS))}:
         red, green, blue = matplotlib.colors.to_rgb(found)
@@ -236,10 +310,44 @@ def nearest(colours, matrix):
     return min(np.linalg.norm(a - b) for a, b in itertools.combinations(places, 2))
 
 
+def test_import_leaves_matplotlib_alone_and_notebooks_ask_for_the_colours():
+    code = "import matplotlib as m; before = dict(m.rcParams); import mri_utils; print(dict(m.rcParams) == before)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=mri.ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr
+    plotting = [name for name, code in sources() if name.endswith(".ipynb") and "import matplotlib" in code]
+    styled = [name for name, code in sources() if "mri.use_book_style()" in code]
+    assert plotting == styled and len(styled) > 10
+    with matplotlib.rc_context():
+        mri.use_book_style()
+        assert matplotlib.rcParams["axes.prop_cycle"].by_key()["color"] == list(mri.COLOURS)
+
+
+def test_a_method_has_one_name_and_one_colour():
+    assert mri.method_name("zero_filled") == "zero-filled" and mri.method_name("varnet") == "variational network"
+    assert mri.method_name("my_net") == "my_net" and mri.method_colour("my_net") == mri.COLOURS[0]
+    for name, task in mri.TASKS.items():
+        models = [model for model in mri.MODELS if model_axes(model) == task.axes[1:]]
+        assert models and {task.start[0], *models} <= set(mri.METHOD_STYLES), f"{name}: a method without a name"
+        assert mri.method_colour(task.start[0]) not in map(mri.method_colour, models)
+    figure = mri.compare(torch.rand(8, 8), {"tv": torch.rand(8, 8)})
+    assert titles(figure)[1].startswith("total variation\n")
+
+
 @pytest.mark.parametrize("vision", VISION)
 def test_curves_differ_for_colour_blind_readers(vision):
-    assert matplotlib.rcParams["axes.prop_cycle"].by_key()["color"] == list(mri.COLOURS)
     assert nearest(mri.COLOURS, VISION[vision]) > 20
     assert nearest([*mri.COLOURS, "white"], VISION[vision]) > 20  # the page
     if vision == "protanopia":  # why the cycle is not matplotlib's own
         assert nearest(["tab:orange", "tab:green"], VISION[vision]) < 5
+
+
+def test_diagrams_are_drawn_alike_each_time(tmp_path, monkeypatch):
+    """What tools/diagrams.py draws has letters, and is committed for every name."""
+    monkeypatch.syspath_prepend(str(mri.ROOT / "tools"))
+    diagrams = __import__("diagrams")
+    for name, draw in diagrams.DIAGRAMS.items():
+        for path in (tmp_path / "one.svg", tmp_path / "other.svg"):
+            with matplotlib.rc_context({"svg.hashsalt": "book"}):
+                diagrams.save(draw(), path)
+        assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "other.svg").read_bytes()
+        assert (diagrams.FOLDER / f"diagram_{name}.svg").is_file()

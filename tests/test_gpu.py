@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,19 +18,17 @@ import mri_utils as mri
 # Two epochs in one go, then one and a resumption; prints the history of both.
 SCRIPT = """
 import json, sys
-from types import SimpleNamespace
 import torch, mri_utils as mri, train
 torch.set_num_threads(1)
 changes = json.loads(sys.argv[1])
 def run(name, **more):
-    settings = SimpleNamespace(**train.parameters | changes | more | {"out": changes["out"] + "/" + name})
-    train.check(settings)
+    settings = train.settled(**changes | more | {"out": changes["out"] + "/" + name})
     return train.train(settings, *train.load_data(settings))[1].history
 whole = run("whole", epochs=2)
 run("resumed", epochs=1)
 print(json.dumps([whole, run("resumed", epochs=2, resume=True)]))
 """
-SETTINGS = {"features": 8, "levels": 2, "batch_size": 2, "schedule": "constant", "loss": "l1_ssim"}
+SETTINGS = {"model": "unet(features=8, levels=2)", "batch_size": 2, "schedule": "constant", "loss": "l1_ssim"}
 gpu = pytest.mark.skipif(not shutil.which("nvidia-smi"), reason="no GPU")
 
 
@@ -73,7 +70,7 @@ def test_a_device_trains_resumes_and_is_read_on_the_cpu(device, precision, more,
                 assert row[name] == pytest.approx(on_cpu[name], abs=0.02)
     network = mri.load_model(tmp_path / "whole" / "checkpoint.pt")
     val_set = mri.SliceDataset(mri.read_folder(tiny / "val"), "random", 4.0, 0.08)
-    machine = SimpleNamespace(device="cpu", batch_size=2, precision="float32")
+    machine = mri.Machine(batch_size=2)
     images = [mri.reconstruct_volume(network, val_set, v, machine)[:2] for v in range(len(val_set.volumes))]
     found = mri.mean(mri.ssim(target, image) for image, target in images)
     assert found == pytest.approx(whole[-1]["val_ssim"], abs=0.01)

@@ -1,5 +1,6 @@
 """Images in place of k-space: DICOM series, PNG and TIFF folders, and what becomes of them."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -128,7 +129,7 @@ def test_interpolated_images_shrink_to_the_acquired_matrix(direction, matrix, tm
     volume = mri.read_images(tmp_path)[0]
     assert volume.shape == (3, 64, 48)
     said = capsys.readouterr().out
-    assert "128x96 were interpolated from 64x48 (AcquisitionMatrix)" in said and volume.note in said
+    assert "128x96 were interpolated from 64x48 (AcquisitionMatrix)" in said and "; ".join(volume.notes[1:]) in said
     for position in range(3):  # rounding to whole numbers is all that was lost
         assert mri.psnr(torch.from_numpy(picture(position)[None].astype(float)), volume.target(position)[None]) > 50
     assert any("interpolated from 64x48" in text for text in mri.volume_warnings(volume))
@@ -141,7 +142,9 @@ def test_pictures_without_a_header_are_judged_by_their_spectrum(tmp_path, capsys
             Image.fromarray(pixels.astype(np.float32)).save(tmp_path / name / f"{number}.tif")
     volumes = {volume.path.stem.rpartition("_")[2]: volume for volume in mri.read_images(tmp_path)}
     assert volumes["full"].shape == volumes["enlarged"].shape == (2, 64, 48)
-    assert volumes["full"].note == "" and "(its spectrum)" in volumes["enlarged"].note
+    simulated = "k-space made from images: phase simulated"
+    assert volumes["full"].notes == (simulated,) and "cropped" in capsys.readouterr().out
+    assert "(its spectrum)" in volumes["enlarged"].notes[1]
     assert volumes["full"].patient_id != volumes["enlarged"].patient_id  # a folder is a subject
     target = torch.from_numpy(picture() + 500.0)[None]
     assert mri.psnr(target, volumes["enlarged"].target(0)[None]) > 60
@@ -219,7 +222,7 @@ def test_faults_are_told_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
     refuse(tmp_path / "torn", "damaged image")
-    monkeypatch.setattr(mri.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     refuse(tmp_path / "mixed", "reading DICOM needs pydicom: pip install pydicom")
 
 
@@ -235,13 +238,13 @@ def test_a_subject_is_known_on_both_sides_without_its_name(tmp_path):
         write_dicom(tmp_path / name / "1", picture(study), person=person, study=study)
     mri.check_split(mri.read_images(tmp_path / "train"), mri.read_images(tmp_path / "val"))
     write_dicom(tmp_path / "val" / "d" / "1", picture(7), person=(NAME, NUMBER), study=9)
-    with pytest.raises(mri.BadInput, match=r"subject 'subject_\d+' is in the training data too"):
+    with pytest.raises(mri.BadInput, match=r"subject 'subject_[0-9a-f]{8}' is in the training data too"):
         mri.check_split(mri.read_images(tmp_path / "train"), mri.read_images(tmp_path / "val"))
 
 
 def test_the_real_series_is_cropped_to_what_was_acquired(real):
     volume = mri.read_images(real / "brain_t1_dicom")[0]
-    assert volume.shape == (42, 256, 224) and "interpolated from 256x230" in volume.note
+    assert volume.shape == (42, 256, 224) and "interpolated from 256x230" in volume.notes[1]
     spectrum = mri.fft2c(volume.image(20)).abs().square()
     assert mri.center_crop(spectrum, (256, 224)).sum() > 0.998 * spectrum.sum()
     assert json.loads(json.dumps(volume.attributes))["window"][1] > 100

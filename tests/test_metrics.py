@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import mri_utils as mri
+from mri_parts import metrics
 
 
 @pytest.fixture
@@ -79,6 +80,106 @@ def test_identical_images(pair):
         assert float(loss(target, target)) == pytest.approx(0, abs=1e-6)
 
 
+def test_figures_of_some_pixels(pair):
+    """With numpy, and with scikit-image's map of the SSIM."""
+    metrics = pytest.importorskip("skimage.metrics")
+    where = torch.zeros(3, 20, 23, dtype=torch.bool)
+    where[0, 5:12, 6:9] = where[2, 1:19, 15:22] = True  # no pixel of the second slice
+    x, y, chosen = (z.double().numpy() if z is not where else z.numpy() for z in (*pair, where))
+    errors = (x - y)[chosen] ** 2
+    assert mri.nmse(*pair, where=where) == pytest.approx(errors.sum() / (x[chosen] ** 2).sum(), rel=1e-12)
+    assert mri.psnr(*pair, where=where) == pytest.approx(10 * np.log10(x.max() ** 2 / errors.mean()), rel=1e-12)
+    options = {"data_range": x.max(), "full": True}
+    maps = [metrics.structural_similarity(a, b, **options)[1][3:-3, 3:-3] for a, b in zip(x, y)]
+    expected = np.mean([maps[s][chosen[s, 3:-3, 3:-3]].mean() for s in (0, 2)])
+    assert mri.ssim(*pair, where=where) == pytest.approx(expected, rel=1e-9)
+    for metric in (mri.ssim, mri.psnr, mri.nmse):
+        assert metric(*pair, where=torch.ones_like(where)) == pytest.approx(metric(*pair), rel=1e-12)
+    assert mri.ssim(*pair, where=torch.zeros_like(where)) == pytest.approx(mri.ssim(*pair), rel=1e-12)
+
+
+def disc(rows, columns, radius, size=(96, 128)):
+    y, x = np.mgrid[: size[0], : size[1]]
+    return torch.from_numpy((y - rows) ** 2 + (x - columns) ** 2 <= radius**2)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05, 0.15])
+def test_head_mask_finds_the_head(noise):
+    """A head with dark ventricles, a bright spot in it, a bright coil beside it, at three noise levels."""
+    head, ventricle, spot, coil = disc(50, 60, 32), disc(50, 60, 8), disc(40, 45, 4), disc(8, 118, 5)
+    image = (0.5 * head + 0.5 * spot - 0.5 * ventricle + 1.0 * coil).numpy()
+    random = np.random.RandomState(0).standard_normal((2, 3, *head.shape))
+    scan = torch.from_numpy(np.hypot(image + noise * random[0], noise * random[1])).float()
+    for found in mri.head_mask(scan):
+        assert found.dtype == torch.bool and found[ventricle].all() and not found[coil].any()
+        dice = 2 * (found & head).sum() / (found.sum() + head.sum())
+        assert dice > 0.97
+    assert mri.head_mask(7 * scan).equal(mri.head_mask(scan))
+
+
+def test_head_mask_of_simulated_heads(tiny):
+    """Nearly all tissue, hardly any air, of four contrasts under noise; the truth is the noise-free scan."""
+    for volume in mri.read_folder(tiny / "train"):
+        noisy = torch.stack([volume.target(s) for s in range(len(volume))])
+        clean = torch.stack([mri.ifft2c(mri.noise_free(volume, s)) for s in range(len(volume))])
+        clean = mri.center_crop(clean, volume.target_size).abs()
+        found, loud, silent = mri.head_mask(noisy), clean > 0.2 * clean.amax(), clean < 0.002 * clean.amax()
+        assert found[loud].float().mean() > 0.97 and silent[found].float().mean() < 0.03
+        assert 0.15 < found.float().mean() < 0.6
+
+
+def test_head_mask_of_real_heads(real):
+    """At 0.055 T and at 3 T: one piece that touches no edge and holds nearly all of the energy above the air's."""
+    files = [*(real / "brain_ulf_singlecoil" / "val").glob("*.h5"), *(real / "brain_3t_multicoil").glob("*.h5")]
+    assert len(files) == 4
+    for path in files:
+        volume = mri.read_volume(path)
+        target = torch.stack([volume.target(s) for s in range(len(volume))])
+        found = mri.head_mask(target)
+        assert 0.25 < found.float().mean() < 0.5
+        air = target[~found].square().mean()
+        share = (target.square() - air)[found].sum() / (target.square() - air).clamp(min=0).sum()
+        assert share > 0.9 and target[found].median() > 4 * target[~found].median()
+
+
+def test_head_mask_of_images_without_a_head():
+    assert mri.head_mask(torch.ones(2, 16, 16)).all()
+    assert mri.head_mask(torch.zeros(16, 16)).shape == (16, 16)
+    black = torch.stack([torch.zeros(96, 128), 1.0 * disc(50, 60, 30)])
+    assert not mri.head_mask(black)[0].any() and mri.head_mask(black)[1].any()
+
+
+def test_measure(pair):
+    target, prediction = pair
+    row = mri.measure(target, prediction)
+    assert list(row) == [*mri.METRICS, "ssim_head", "psnr_head", "nmse_head"]
+    assert all(row[name] == metric(target, prediction) for name, metric in mri.METRICS.items())
+    assert row["psnr_head"] == mri.psnr(target, prediction, where=mri.head_mask(target))
+    truth = 0.9 * target
+    more = mri.measure(target, prediction, truth=truth)
+    assert more == row | {"psnr_truth": more["psnr_truth"], "nmse_truth": mri.nmse(truth, prediction)}
+    assert more["psnr_truth"] == pytest.approx(mri.psnr(truth, prediction, float(target.max())), rel=1e-12)
+
+
+def test_cells_and_shares_of_the_attainable():
+    """Figures in the head are printed under the headings of the whole image; a metric of one's own keeps its name."""
+    summary = {"mean": 0.5, "ci95": [0.25, 0.75]}
+    found = {"ssim": summary, "nmse_truth": summary, "ssim_head": summary, "my_own": summary}
+    assert mri.metric_cells(found) == {"SSIM": "0.500 [0.250, 0.750]", "MY_OWN": "0.5 [0.25, 0.75]"}
+    assert mri.metric_cells(found, "head") == {"SSIM": "0.500 [0.250, 0.750]"}
+    assert mri.metric_cells(found, "truth") == {"NMSE": "0.5000 [0.2500, 0.7500]"}
+    assert mri.metric_cells({"ssim": summary}, "head") == {}
+    methods = {
+        name: {m: {"mean": value} for m in ("ssim", "nmse", "psnr_head", "psnr_truth")}
+        for name, value in {"zero_filled": 0.5, "tv": 0.6, "attainable": 0.9, "unet": 0.8}.items()
+    }
+    shares = mri.attained(methods)
+    assert shares["unet"] == {"ssim": pytest.approx(0.75), "psnr_head": pytest.approx(0.75)}
+    assert shares["zero_filled"]["ssim"] == 0 and shares["attainable"]["ssim"] == 1
+    del methods["attainable"]
+    assert mri.attained(methods) == {}
+
+
 def test_data_range(pair):
     target, prediction = pair
     peak = float(target.max())
@@ -108,8 +209,8 @@ def test_ssim_refuses_images_smaller_than_its_window():
 def test_window_sums_and_their_gradient(window, random):
     x = random(2, 9, 11, dtype=torch.float64).requires_grad_()
     plain = torch.nn.functional.avg_pool2d(x[:, None], window, 1)[:, 0] * window**2
-    torch.testing.assert_close(mri._WindowSums.apply(x, window), plain, rtol=1e-12, atol=1e-12)
-    assert torch.autograd.gradcheck(lambda x: mri._WindowSums.apply(x, window), x)
+    torch.testing.assert_close(metrics._WindowSums.apply(x, window), plain, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda x: metrics._WindowSums.apply(x, window), x)
 
 
 @pytest.mark.parametrize("loss", mri.LOSSES)

@@ -2,7 +2,8 @@
 
 import contextlib
 import math
-from types import SimpleNamespace
+import re
+import time
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 import mri_utils as mri
 
 # test_cine.py and test_coils.py have the others
-IMAGE_MODELS = mri.TASKS["single_coil"].models  # the chapters of other tasks test theirs
+IMAGE_MODELS = ("unet", "magnitude_unet", "resnet", "recon_resnet", "kspace_unet", "unrolled")
 
 SMALL = {"features": 4, "levels": 2, "stages": "1x2 1x3"}
 CONSISTENT = ["unet", "recon_resnet", "kspace_unet", "unrolled", "kspace_sr"]  # they put the measured samples back
@@ -24,12 +25,17 @@ def measured(random):
     return random(2, 33, 47) * mask, mask
 
 
+def small(kind, **changes):
+    """The call of a small network of a kind."""
+    inner = {"inner": changes["inner"]} if "inner" in changes else {}
+    has = mri.model_arguments(mri.write_call(kind, inner))
+    return mri.write_call(kind, {name: value for name, value in SMALL.items() if name in has} | changes)
+
+
 def network(kind="unet", **changes):
     """A small network of a kind, off the zero start, as after training."""
     torch.manual_seed(0)
-    has = mri.model_settings({"model": kind, "inner": changes.get("inner", "")})
-    small = {name: value for name, value in SMALL.items() if name in has}
-    built = mri.build_model({"model": kind, "unknown": 1} | small | changes)
+    built = mri.build_model(small(kind, **changes))
     for weight in built.parameters():
         if not weight.any():
             torch.nn.init.normal_(weight, std=0.1)
@@ -87,8 +93,7 @@ def test_dropout_only_in_training():
 @pytest.mark.parametrize("kind", ["unet", "recon_resnet", "kspace_unet", "unrolled", "resnet"])
 def test_training_starts_from_the_zero_filled_image(measured, kind):
     kspace, mask = measured
-    has = mri.model_settings({"model": kind})
-    fresh = mri.build_model({"model": kind} | {name: value for name, value in SMALL.items() if name in has}).eval()
+    fresh = mri.build_model(small(kind)).eval()
     image, start = fresh(kspace, mask, (33, 40)), mri.zero_filled(kspace, mask, (33, 40))
     if kind == "resnet":  # which sees magnitudes, clamped to six standard deviations
         start = start.abs()
@@ -111,6 +116,40 @@ def test_cascades(measured, cascades, shared):
         result = unrolled(kspace, mask, kspace.shape[-2:])
     assert torch.allclose(result, image, atol=1e-5)
     assert not torch.allclose(image, mri.ifft2c(kspace), atol=1e-2)
+
+
+def test_memory_is_handed_from_cascade_to_cascade(measured):
+    """Beside the image, whose channels come first; the first cascade remembers nothing."""
+    kspace, mask = measured
+    unrolled = network("unrolled", cascades=2, memory=3)
+    image = mri.ifft2c(kspace)
+    scale = image.abs().amax((-2, -1), keepdim=True) * mri.smooth_phase(kspace)
+    kept = torch.zeros(2, 3, *kspace.shape[-2:])
+    with torch.no_grad():
+        for inner in unrolled.networks:
+            answer = inner(torch.cat([mri.as_channels(image / scale), kept], 1))
+            step, kept = mri.as_complex(answer[:, :2]), answer[:, 2:]
+            image = mri.ifft2c(torch.where(mask, kspace, mri.fft2c(image + scale * step)))
+        assert kept.shape[1] == 3 and kept.any()
+        assert torch.allclose(unrolled(kspace, mask, kspace.shape[-2:]), image, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (33, 47)])
+def test_shuffled_pixels_are_channels(size, random):
+    """A ResNet on squares of pixels is the same ResNet on the four images of which the squares consist."""
+    shuffled = mri.inner_network("resnet(features=4, stages='1x2', shuffle=2)", 2, 2)
+    for weight in shuffled.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    x = random(1, 2, *size).real
+    padded = torch.nn.functional.pad(x, (0, size[1] % 2, 0, size[0] % 2), mode="replicate")
+    corners = [padded[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]
+    stacked = torch.stack(corners, 2).flatten(1, 2)
+    with torch.no_grad():
+        y = shuffled.last(shuffled.blocks(shuffled.first(stacked))).unflatten(1, (2, 4))
+        expected = torch.zeros(1, 2, *padded.shape[-2:])
+        for corner, (i, j) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+            expected[..., i::2, j::2] = y[:, :, corner]
+        assert torch.allclose(shuffled(x), expected[..., : size[0], : size[1]], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", CONSISTENT)
@@ -142,13 +181,13 @@ def test_soft_consistency_is_a_learned_step(measured):
 
 def test_the_two_readings_of_the_resnet():
     """8 blocks of 2 and 4 of 3 convolutions, or 12 of 2, which has the 1.78 million weights of the source."""
-    one, other = (mri.build_model({"model": "resnet", "stages": stages}) for stages in ("8x2 4x3", "12x2"))
+    one, other = (mri.build_model(f"resnet(stages={stages!r})") for stages in ("8x2 4x3", "12x2"))
     convolutions = [sum(isinstance(m, torch.nn.Conv2d) for m in n.network.blocks.modules()) for n in (one, other)]
     assert convolutions == [28, 24]
     assert mri.count_parameters(other) == pytest.approx(1.78e6, rel=0.01)
     assert one.network.first[0].out_channels == 64 and len(one.network.blocks) == len(other.network.blocks) == 12
     with pytest.raises(mri.BadInput, match=r"stages '8x': write blocks x layers, such as '8x2 4x3'"):
-        mri.build_model({"model": "resnet", "stages": "8x"})
+        mri.build_model("resnet(stages='8x')")
 
 
 def test_recon_resnet_has_the_published_shape():
@@ -275,29 +314,79 @@ def test_build_model_takes_what_it_knows():
     unet = network(cascades=3, dropout=0.25)
     assert len(unet.networks) == 3 and unet.networks[0].down[0][3].p == 0.25
     with pytest.raises(mri.BadInput, match=r"^unknown model 'unett', did you mean 'unet'\? .*magnitude_unet"):
-        mri.build_model({"model": "unett"})
-    for setting in ({"frames": 5}, {"start": "view_sharing"}):
-        with pytest.raises(mri.BadInput, match="model 'unet' is not for sequences: leave frames and start out"):
-            mri.build_model({"model": "unet"} | setting)
+        mri.build_model("unett")
+    for argument in ("frames=5", "start='view_sharing'"):
+        with pytest.raises(mri.BadInput, match=r"unknown argument of model unet '(frames|start)'"):
+            mri.build_model(f"unet({argument})")
     with pytest.raises(mri.BadInput, match="unknown consistency 'sense'"):
-        mri.build_model({"model": "unet", "consistency": "sense"})
-    with pytest.raises(mri.BadInput, match=r"model 'resnet' has no levels: leave levels out"):
-        mri.build_model({"model": "resnet", "levels": 3})
-    with pytest.raises(mri.BadInput, match=r"model 'magnitude_unet' has no consistency"):
-        mri.build_model({"model": "magnitude_unet", "consistency": "hard"})
+        mri.build_model("unet(consistency='sense')")
+    with pytest.raises(mri.BadInput, match=r"unknown argument of model resnet 'levels'"):
+        mri.build_model("resnet(levels=3)")
+    with pytest.raises(mri.BadInput, match=r"unknown argument of model magnitude_unet 'consistency'"):
+        mri.build_model("magnitude_unet(consistency='hard')")
     with pytest.raises(mri.BadInput, match=r"unknown inner network 'vit'"):
-        mri.build_model({"model": "unrolled", "inner": "vit"})
+        mri.build_model("unrolled(inner='vit')")
     with pytest.raises(mri.BadInput, match=r"unknown consistency 'firm'"):
-        mri.build_model({"model": "unrolled", "consistency": "firm"})
+        mri.build_model("unrolled(consistency='firm')")
     with pytest.raises(mri.BadInput, match=r"unknown colour 'x' .*red") as error:
         mri.choose({"red": 1}, "x", "colour")
     assert "mean" not in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ("unet(levels=999999999)", "levels 999999999: use a number from 0 to 10000"),
+        ("unet(inner='unet(levels=999999999)')", "levels 999999999: use a number from 0 to 10000"),
+        ("unet(levels=10000)", "more than the 1,000,000,000 weights"),
+        ("unet(features=10000)", "more than the 1,000,000,000 weights"),
+        ("unrolled(cascades=10000, features=1, levels=1)", "more than 5,000 layers"),
+        ("unet(levels=-3)", "levels -3: use a number from 0"),
+        ("unet(features=1e12)", "cannot be built"),
+        ("unet(cascades=0)", "a network without weights"),
+        ("unet(features=0)", "a network without weights, or with empty ones"),
+    ],
+)
+def test_networks_that_are_too_large_are_refused_at_once(call, told):
+    start = time.perf_counter()
+    with pytest.raises(mri.BadInput, match=told) as error:
+        mri.build_model(call)
+    assert time.perf_counter() - start < 20  # some seconds
+    assert "\n" not in str(error.value)
+
+
+def test_the_bound_on_networks_holds_for_any_class_and_ends_with_the_building(monkeypatch):
+    class Wide(torch.nn.Module):
+        def __init__(self, times=10_000, look=False):
+            super().__init__()
+            assert not look or torch.ones(1).item() == 1.0  # impossible without memory
+            self.weight = torch.nn.Parameter(torch.empty(times, 1_000_000, device="meta"))
+
+    monkeypatch.setitem(mri.MODELS, "wide", Wide)
+    for call in ("wide", "wide(look=True)"):
+        with pytest.raises(mri.BadInput, match="^model '" + re.escape(call) + "': more than the 1,000,000,000 weights"):
+            mri.build_model(call)
+        with pytest.raises(mri.BadInput, match="more than the 999,999 weights"):
+            mri.build_model("wide(times=1)", most=999_999)
+    assert mri.build_model("wide(times=1, look=True)", most=1_000_000).weight.numel() == 1_000_000
+    assert Wide(1_100).weight.numel() > 10**9  # outside of build_model nothing is counted
+
+
+def test_building_draws_each_random_number_once():
+    torch.manual_seed(0)
+    built = mri.build_model("unet(features=2, levels=1)")
+    torch.manual_seed(0)
+    direct = mri.MODELS["unet"](features=2, levels=1)
+    assert all(torch.equal(a, b) for a, b in zip(built.state_dict().values(), direct.state_dict().values()))
+
+
 def test_a_misspelled_setting_is_refused():
-    for model in (mri.Unrolled, mri.MagnitudeNetwork, mri.KSpaceNetwork):
-        with pytest.raises(mri.BadInput, match="unknown setting of a network 'featurs', did you mean 'features'"):
-            model(featurs=8)
+    for model in ("unrolled", "magnitude_unet", "kspace_unet"):
+        with pytest.raises(
+            mri.BadInput, match=rf"unknown argument of model {model} 'featurs', did you mean 'features'"
+        ):
+            mri.build_model(f"{model}(featurs=8)")
 
 
 def test_smooth_phase_follows_the_image():
@@ -316,16 +405,16 @@ def test_smooth_phase_follows_the_image():
 @pytest.mark.parametrize("name", [name for name in mri.MODELS if name != "modl"])  # ESPIRiT asks for values
 def test_a_training_step_stays_on_its_device_and_never_waits(name, monkeypatch):
     """Tensors without content stand in for a GPU: one made elsewhere raises, and so does asking for a value."""
-    task = next(task for task in mri.TASKS if name in mri.TASKS[task].models)
+    task = next(task for task in mri.TASKS if mri.TASKS[task].axes[1:] == mri.model_axes(name))
     stack = {"cine": (5,), "multi_coil": (3,)}.get(task, ())
     with torch.device("meta"):
         kspace, mask = torch.zeros(2, *stack, 32, 24, dtype=torch.complex64), torch.ones(2, *stack, 1, 24).bool()
         target = torch.zeros(2, *stack * (task == "cine"), 32, 24)
-        batch = mri.Sample(kspace, mask, target, *(torch.ones(2) for _ in range(4)))
+        batch = mri.Sample(kspace, mask, target, *(torch.ones(2) for _ in range(4)), axes=mri.TASKS[task].axes[1:])
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it does not know the device
-    monkeypatch.setattr(mri, "low_resolution", lambda kspace, mask: kspace)  # does ask, once: how many central lines
-    small = {key: value for key, value in SMALL.items() if key in mri.model_settings({"model": name})}
-    network = mri.build_model({"model": name} | small).to("meta")
+    # it does ask, once: how many central lines
+    monkeypatch.setattr("mri_parts.coils.low_resolution", lambda kspace, mask: kspace)
+    network = mri.build_model(small(name)).to("meta")
     image = mri.reconstruct(network, batch)
     assert image.device.type == "meta" and image.shape == target.shape
     optimizer = torch.optim.Adam(network.parameters())
@@ -338,9 +427,50 @@ def test_a_training_step_stays_on_its_device_and_never_waits(name, monkeypatch):
 
 @pytest.mark.parametrize("form", mri.ADVERSARIAL)
 def test_an_adversarial_step_stays_on_its_device_and_never_waits(form):
-    settings = SimpleNamespace(adversarial=form, lr=0.001, device="meta", adversarial_weight=0.01)
-    settings.perceptual_weight = 0.1
-    adversary = mri.Adversary(settings)
+    adversary = mri.Adversary(form, weight=0.01, perceptual_weight=0.1, device="meta")
     image, target, given = (torch.zeros(2, 48, 48, device="meta", requires_grad=i == 0) for i in range(3))
     adversary.doubt(image, target, given).backward()
     assert {figure.device.type for figure in adversary.learn(image, target, given).values()} == {"meta"}
+
+
+SHIPPED = {  # checkpoints from before models were written as calls -> the call that they mean
+    "unet": "unet",
+    "unet_4x_8x": "unet",
+    "unet_challenge": "unet",
+    "unet_adversarial": "unet",
+    "unrolled": "unrolled",
+    "unrolled_cnn": "unrolled(inner='resnet', cascades=5, features=32, stages='2x2')",
+    "kspace_unet": "kspace_unet",
+    "recon_resnet": "recon_resnet(dropout=0.2)",
+    "resnet_12x2": "resnet(stages='12x2')",
+    "resnet_8x2_4x3": "resnet",
+    "kspace_sr_x2": "kspace_sr",
+    "kspace_sr_x4": "kspace_sr",
+    "srresnet_x2": "srresnet",
+    "srresnet_x4": "srresnet(upscale_factor=4)",
+    "srgan_x4": "srgan(upscale_factor=4)",
+    "cine_unet": "cine_unet(features=16)",
+    "cine_dual_unet": "cine_dual_unet(features=16, levels=3)",
+    "cine_unrolled": "cine_unrolled",
+    "varnet": "varnet",
+    "unrolled_varied": "unrolled(inner='resnet', shuffle=2, features=32, stages='2x2', cascades=6, memory=8)",
+    "modl": "modl",
+}
+
+
+def test_every_shipped_checkpoint_is_known():
+    assert {path.stem for path in (mri.ROOT / "checkpoints").glob("*.pt")} == set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_checkpoint_loads(name):
+    """Its parameters in today's form, weights that fit to the last one, an image that is finite."""
+    path = mri.ROOT / "checkpoints" / f"{name}.pt"
+    parameters = mri.read_checkpoint(path)["parameters"]
+    assert parameters["model"] == SHIPPED[name] and "inner" not in parameters
+    assert bool(parameters["adversary"]) == (name in ("unet_adversarial", "srgan_x4"))
+    axes = mri.model_axes(mri.read_call(parameters["model"], "model")[0])
+    kspace = torch.randn(1, *(12,) * (len(axes) - 2), 32, 32, dtype=torch.complex64)
+    with torch.inference_mode():
+        image = mri.load_model(path)(kspace, torch.ones(1, *(1,) * (len(axes) - 1), 32, dtype=torch.bool), (32, 32))
+    assert image.shape[-2:] == (32, 32) and torch.isfinite(image.abs()).all()

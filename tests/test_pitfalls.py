@@ -158,9 +158,6 @@ def test_the_wrong_fftshift_is_a_shift(head):
     torch.testing.assert_close(back["wrong"], back["right"])  # in k-space it turns the phase only: no magnitude tells
 
 
-SAMPLING = SimpleNamespace(mask="random", acceleration=4, center_fraction=0.08)
-
-
 @pytest.fixture
 def run(tmp_path):
     """A validation set of four volumes, its targets, and scores(images) in the form of train.score."""
@@ -176,36 +173,29 @@ def run(tmp_path):
         return rows, images, 0.0
 
     zero = [mri.reconstruct_volume(mri.zero_filled, val_set, i)[0] for i in range(4)]
-    return SimpleNamespace(val_set=val_set, settings=SAMPLING, targets=targets, zero=zero, almost=almost, scores=scores)
+    return SimpleNamespace(val_set=val_set, targets=targets, zero=zero, almost=almost, scores=scores)
 
 
 def test_a_clean_run_has_no_warning(run):
     scores = {"zero_filled": run.scores(run.zero), "net": run.scores(run.almost)}
-    assert mri.quality_warnings(scores, run.val_set, run.settings) == []
+    assert mri.quality_warnings(scores, run.val_set) == []
 
 
 def test_swapped_labels(run):
     scores = {"zero_filled": run.scores(run.almost), "net": run.scores(run.zero)}
-    found = mri.quality_warnings(scores, run.val_set, run.settings)
+    found = mri.quality_warnings(scores, run.val_set)
     assert len(found) == 2 and all(text.startswith("net: ") and "below zero-filled" in text for text in found)
 
 
 def test_shifted_reconstruction(run):
     moved = [x.roll(1, -1) for x in run.targets]
     scores = {"zero_filled": run.scores(run.zero), "net": run.scores(moved)}
-    assert any(
-        "net: 4 of 4 volumes shifted by (0, 1)" in text
-        for text in mri.quality_warnings(scores, run.val_set, run.settings)
-    )
+    assert any("net: 4 of 4 volumes shifted by (0, 1)" in text for text in mri.quality_warnings(scores, run.val_set))
 
 
 def test_an_eighth_that_is_none(run):
     val_set = mri.SliceDataset(run.val_set.volumes, "equispaced", 8, 0.1)
-    found = mri.quality_warnings(
-        {"zero_filled": run.scores(run.zero)},
-        val_set,
-        SimpleNamespace(mask="equispaced", acceleration=8, center_fraction=0.1),
-    )
+    found = mri.quality_warnings({"zero_filled": run.scores(run.zero)}, val_set)
     assert len(found) == 1 and found[0].startswith("asked for 8x, the masks keep ")
     reached = mri.mean(float(val_set[i].acceleration) for i in range(0, 8, 2))
     assert f"{reached:.2f}x" in found[0] and reached < 7.2
@@ -214,19 +204,20 @@ def test_an_eighth_that_is_none(run):
 def test_one_mask_for_all(run, monkeypatch):
     line = "one mask for all volumes"
     scores = {"zero_filled": run.scores(run.zero)}
-    assert not any(line in text for text in mri.quality_warnings(scores, run.val_set, run.settings))
+    assert not any(line in text for text in mri.quality_warnings(scores, run.val_set))
     fixed = mri.sampling_mask("random", (run.val_set.volumes[0].shape[-1],), 4, 0.08, seed=3)
     draw = mri.sampling_mask
     monkeypatch.setattr(
-        mri, "sampling_mask", lambda k, s, r, c, seed=None: fixed if isinstance(seed, str) else draw(k, s, r, c, seed)
+        "mri_parts.dataset.sampling_mask",
+        lambda k, s, r, c, seed=None: fixed if isinstance(seed, str) else draw(k, s, r, c, seed),
     )
-    assert any(line in text for text in mri.quality_warnings(scores, run.val_set, run.settings))
+    assert any(line in text for text in mri.quality_warnings(scores, run.val_set))
 
 
 def test_warnings_reach_metrics_and_table(run):
     scores = {"zero_filled": run.scores(run.almost), "net": run.scores(run.zero)}
-    metrics = json.loads(json.dumps(mri.summarize_run(scores, run.val_set, run.settings)))
-    assert metrics["warnings"] == mri.quality_warnings(scores, run.val_set, run.settings)
+    metrics = json.loads(json.dumps(mri.summarize_run(scores, run.val_set, {})))
+    assert metrics["warnings"] == mri.quality_warnings(scores, run.val_set)
     assert f"warning: {metrics['warnings'][0]}" in mri.metrics_table(metrics)
     paired = metrics["paired"]["net - zero_filled"]["ssim"]
     assert paired["n"] == 4 and paired["effect_size"] < 0
@@ -236,23 +227,21 @@ def test_warnings_reach_metrics_and_table(run):
 
 
 def test_network_in_training_mode_is_refused(run):
-    network = mri.build_model({"model": "unet", "features": 4, "levels": 2, "dropout": 0.5})
+    network = mri.build_model("unet(features=4, levels=2, dropout=0.5)")
     with pytest.raises(mri.BadInput, match=r"training mode.*eval"):
         mri.reconstruct_volume(network, run.val_set, 0)
     mri.reconstruct_volume(network.eval(), run.val_set, 0)
 
 
 def test_changed_parameters():
-    a = {"loss": "l1", "features": 8, "out": "runs/a", "device": "cpu"}
+    a = {"loss": "l1", "model": "unet(features=8)", "out": "runs/a", "device": "cpu"}
     assert mri.changed_parameters(a, a | {"out": "runs/b", "device": "cuda"}) == {}
-    assert mri.changed_parameters(a, a | {"loss": "ssim", "features": 16}) == {
-        "loss": ("l1", "ssim"),
-        "features": (8, 16),
-    }
-    kinds = {"unet": {"model": "unet", "lr": 0.002}, "resnet": {"model": "resnet", "lr": 0.0003}}
-    unet, resnet = (kind | mri.model_settings(kind) for kind in kinds.values())
-    assert set(mri.changed_parameters(unet, resnet)) == {"model"}  # the rest follows from it
-    assert set(mri.changed_parameters(unet | {"cascades": 3}, resnet | {"lr": 0.01})) == {"model", "cascades", "lr"}
+    changed = mri.changed_parameters(a, a | {"loss": "ssim", "model": "unet(features=16)"})
+    assert changed == {"loss": ("l1", "ssim"), "features": (8, 16)}
+    unet, resnet = {"model": "unet", "lr": 0.002}, {"model": "resnet", "lr": 0.0003}
+    assert set(mri.changed_parameters(unet, resnet)) == {"model"}  # the rate follows from it
+    assert set(mri.changed_parameters(unet, resnet | {"lr": 0.01})) == {"model", "lr"}
+    assert set(mri.changed_parameters(unet | {"lr": 0.01}, resnet)) == {"model", "lr"}
     assert mri.changed_parameters({}, {"augment": True}) == {"augment": (None, True)}
 
 

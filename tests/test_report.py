@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 
 import mri_utils as mri
+import train
 
 pytest.importorskip("papermill")
+pytestmark = pytest.mark.usefixtures("quick_baselines")
 
-FOLDER = mri.ROOT / "notebooks"
+FOLDER, TOOLS = mri.ROOT / "notebooks", mri.ROOT / "tools"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "COLUMNS": "1000"}
-SMALL = ["--epochs", "2", "--features", "4", "--levels", "2", "--train-slices", "4", "--center-fraction", "0.1"]
+SMALL = ["--epochs", "2", "--model", "unet(features=4, levels=2)", "--train-slices", "4", "--center-fraction", "0.1"]
 
 
 def start(script, *words, folder=mri.ROOT):
@@ -32,16 +34,16 @@ def start(script, *words, folder=mri.ROOT):
 
 
 def publish(*words, folder=mri.ROOT):
-    return start(FOLDER / "publish.py", *words, folder=folder)
+    return start(TOOLS / "publish.py", *words, folder=folder)
 
 
 def sweep(data, out, *words):
-    return start(FOLDER / "sweep.py", "--data", data, *SMALL, *words, "--out", out)
+    return start(TOOLS / "sweep.py", "--data", data, *SMALL, *words, "--out", out)
 
 
 def refusal(script, words, capsys, monkeypatch):
     """What publish.py or sweep.py says when it refuses, without the start of another Python: one line."""
-    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(TOOLS))
     with pytest.raises((mri.BadInput, SystemExit)) as end:
         importlib.import_module(script).main([str(word) for word in words])
     return str(end.value) + "\n" if end.type is mri.BadInput else capsys.readouterr().err
@@ -61,6 +63,8 @@ def run(tiny, tmp_path_factory):
     assert done.returncode == 0, done.stderr
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics["warnings"] = ["the first <warning>", "the second"]
+    for table in (*tables(metrics), *(row[m] for row in metrics["per_volume"].values() for m in metrics["methods"])):
+        table["hfen"] = table["mae"]  # as a metric of the reader's own leaves it
     (folder / "metrics.json").write_text(json.dumps(metrics))
     shutil.copytree(folder, folder.with_name("unread"))
     pair = {"volume": "a", "slice": 1, "left": "unet", "right": "tv", "preferred": "left"}
@@ -73,8 +77,17 @@ def run(tiny, tmp_path_factory):
     return SimpleNamespace(folder=folder, metrics=metrics, page=(folder / "report.html").read_text(encoding="utf-8"))
 
 
+def tables(metrics):
+    """metric -> summary, of every method and difference that metrics.json holds."""
+    found = [metrics["methods"], metrics["paired"], *metrics["per_acquisition"].values()]
+    return [summaries for table in found for summaries in table.values()]
+
+
 def assert_opens_offline(page):
-    """No script, and nothing that a browser would fetch: every source is a data URI."""
+    """Nothing that a browser would fetch: every source is a data URI, and of scripts there is only that of sliders."""
+    known = [(mri.ROOT / "web" / "static" / "sliders.js").read_text().strip()]
+    assert all(text.strip() in known for text in re.findall(r"(?s)<script>(.*?)</script>", page))
+    page = re.sub(r'(?s)<script( type="application/json")?>.*?</script>', "", page)
     assert "<script" not in page and "@import" not in page and "url(" not in page and "<link" not in page
     assert all(source.startswith("data:") for source in re.findall(r"""\bsrc\s*=\s*["']?([^"'\s>]+)""", page))
     assert not re.search(r"https?:", re.sub(r"base64,[^\"]*", "", page))
@@ -95,6 +108,34 @@ def test_report_on_a_phone(run):
             assert fault in found, f"{fault}: this would go unnoticed"
 
 
+def test_slider_of_a_report(run):
+    """Opened as a file: keys and the mouse move it, picture and figures change; the still where scripts are off."""
+    if not shutil.which("chromium"):
+        pytest.skip("no chromium: apt-get install chromium")
+    pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    import lab
+
+    place = (run.folder / "report.html").as_uri()
+    with lab.browser() as browser, browser.new_context(java_script_enabled=False) as context:
+        page = context.new_page()
+        page.goto(place)
+        assert page.query_selector("figure.frames img").is_visible() and not page.query_selector("figure.frames input")
+        assert re.fullmatch(r"demo_val_.*, effective \d\.\d\dx", page.inner_text(".frames-text"))
+    seen = """() => document.querySelector("figure.frames").innerText +
+        [...document.querySelectorAll("canvas")].map(c => c.toDataURL()).join()"""
+    with lab.browser() as browser, browser.new_context() as context:
+        page, faults = context.new_page(), []
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(place)
+        page.wait_for_selector("figure.frames canvas")
+        assert [label.inner_text() for label in page.query_selector_all("figure label")] == ["slice", "acceleration"]
+        for slider in page.query_selector_all("figure input"):
+            before = page.evaluate(seen)
+            slider.press("ArrowLeft" if slider.evaluate("s => s.value === s.max") else "ArrowRight")
+            page.wait_for_function(f"before => ({seen})() !== before", arg=before)
+        assert not faults and not lab.obstacles(page)
+
+
 def test_report_is_one_file(run):
     assert_opens_offline(run.page)
     assert len(run.page) < 5e6
@@ -104,13 +145,20 @@ def test_report_is_one_file(run):
 
 def test_report_holds_the_numbers_of_metrics_json(run):
     text = text_of(run.page)
-    tables = [run.metrics["methods"], run.metrics["paired"], *run.metrics["per_acquisition"].values()]
-    figures = [(summary[name], digits) for table in tables for summary in table.values() for name, digits in DIGITS]
-    assert len(figures) == 3 * (3 + 2 + 2 * 3)
-    for summary, digits in figures:
+    shown = run.metrics | {"paired": {k: v for k, v in run.metrics["paired"].items() if "attainable" not in k}}
+    figures = [(summaries[name], form) for summaries in tables(shown) for name, form in FORMS.items()]
+    assert len(figures) == 5 * (5 + 3 + 2 * 5)
+    assert "SSIM PSNR (dB) NMSE MAE HFEN of the attainable gain ms per slice" in text
+    figures += [
+        (row[f"{m}_head"], FORMS[m]) for row in run.metrics["methods"].values() for m in ("ssim", "psnr", "nmse")
+    ]
+    figures += [(row[f"{m}_truth"], FORMS[m]) for row in run.metrics["methods"].values() for m in ("psnr", "nmse")]
+    assert all(line in text for line in mri.lead_lines(run.metrics))
+    for summary, form in figures:
         low, high = summary["ci95"]
-        interval = f"[{low:.{digits}f}, {high:.{digits}f}]" if low < high else "(one subject)"
-        assert f"{summary['mean']:.{digits}f} {interval}" in text
+        interval = f"[{low:{form}}, {high:{form}}]" if low < high else "(one subject)"
+        assert f"{summary['mean']:{form}} {interval}" in text
+    assert "AXT1 1 (1) 1 (2)" in text  # of two slices per volume one is trained on: train_slices
     source = run.metrics["provenance"]
     for name in ("commit", "finished", "torch", "numpy", "command", "validation_masks"):
         assert source[name] in text
@@ -120,13 +168,69 @@ def test_report_holds_the_numbers_of_metrics_json(run):
     assert "are those of the run" in text
 
 
-DIGITS = (("ssim", 3), ("psnr", 2), ("nmse", 4))
+FORMS = {"ssim": ".3f", "psnr": ".2f", "nmse": ".4f", "mae": ".4g", "hfen": ".4g"}
+
+
+def test_a_reader_s_metric_reaches_every_table(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(mri.METRICS, "hfen", lambda target, image: float((target - image).abs().amax()))
+    small = {
+        "epochs": 1,
+        "model": "unet(features=4, levels=2)",
+        "train_slices": 4,
+        "center_fraction": 0.1,
+        "device": "cpu",
+    }
+    metrics = train.run(data=str(tiny), out=str(tmp_path / "run"), **small)
+    stored = mri.read_run(tmp_path / "run")
+    parts = ["ssim_head", "psnr_head", "nmse_head", "psnr_truth", "nmse_truth"]  # the files are simulated
+    assert all(list(found) == ["ssim", "psnr", "nmse", "mae", "hfen", *parts] for found in tables(stored.metrics))
+    monkeypatch.delitem(mri.METRICS, "hfen")  # a finished run is read without it
+    head = mri.metrics_table(metrics).splitlines()[1]
+    assert " ".join(head.split()) == "SSIM PSNR (dB) NMSE MAE HFEN of the attainable gain ms per slice"
+    assert head in capsys.readouterr().out  # what train.py printed
+    columns = ["SSIM", "PSNR (dB)", "NMSE", "MAE", "HFEN", "of the attainable gain"]
+    assert list(mri.compare_runs([stored])[0])[-6:] == columns
+    assert list(mri.compare_runs([stored], "head")[0])[-4:] == [*columns[:3], columns[-1]]
+    for name, heading in (("mae", "MAE"), ("hfen", "HFEN")):
+        mean = stored.metrics["methods"]["unet"][name]["mean"]
+        assert mri.compare_runs([stored])[-1][heading].startswith(f"{mean:.4g} [")
+
+
+def test_a_long_name_does_not_run_into_its_numbers(run):
+    paired = run.metrics["paired"]
+    metrics = run.metrics | {"paired": paired | {"cine_unrolled - sliding_window": paired["unet - tv"]}}
+    line = next(line for line in mri.metrics_table(metrics).splitlines() if line.startswith("cine_unrolled - "))
+    assert re.match(r"cine_unrolled - sliding_window +-?0\.\d{3} \[", line)
+
+
+@pytest.mark.parametrize("task, words, name", [
+    ("cine", {"model": "cine_unrolled(features=4)", "center_fraction": 0.1}, "unrolled network"),
+    ("multi_coil", {"model": "rss_unet(features=4, levels=2)"}, "U-Net on coil images"),
+    ("super_resolution", {"model": "kspace_sr(features=4, levels=2)"}, ""),
+])  # fmt: skip
+def test_robustness_for_every_task(task, words, name, tiny, tmp_path, monkeypatch):
+    data = {"super_resolution": tiny}.get(task, tmp_path / "demo")
+    if task == "cine":
+        mri.demo_cine(data, train=2, val=1, frames=6, matrix=32)
+    if task == "multi_coil":
+        mri.demo_data(data, train=2, val=1, slices=1, matrix=48, coils=3)
+        monkeypatch.setattr("mri_parts.coils.PARALLEL", {"sense": (mri.PARALLEL["sense"][0], (0.01,))})
+    train.run(task=task, data=str(data), out=str(tmp_path / "run"), epochs=1, device="cpu", **words)
+    done = publish("report", "--run", tmp_path / "run", "--robustness-slices", 1)
+    assert done.returncode == 0, done.stderr
+    text = text_of((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
+    assert "for 1 epoch " in text
+    if not name:
+        assert "Left out: the mask of task super_resolution has no other acceleration." in text
+    else:
+        _, _, found = text.partition(f"effective acceleration centre fraction SSIM, zero-filled SSIM, {name} ")
+        assert len(re.findall(r"\d\.\d\d 0\.\d+ [01]\.\d{3} [01]\.\d{3} ", found)) >= 8
 
 
 def test_report_tells_warnings_and_readings(run):
     text = text_of(run.page)
     assert "1 the first <warning> 2 the second" in text
-    assert "R. Eader; 3 pairs" in text and "tv over unet 0.000 [0.000, " in text and "unet 4.0" in text
+    assert "R. Eader; 3 pairs" in text and "total variation over U-Net 0.000 [0.000, " in text and "U-Net 4.0" in text
 
 
 def test_report_of_an_evaluation(run, tiny, tmp_path):
@@ -157,7 +261,7 @@ def test_report_without_data_checkpoint_reading_and_pictures(run, tmp_path):
     assert done.returncode == 0, done.stderr
     text = text_of((folder / "report.html").read_text(encoding="utf-8"))
     for line in (
-        "The data are not here: /no/such/folder/train: no such folder",
+        "The data are not here: /no/such/folder: no such folder",
         "holds no log.csv",
         "best.png: not in the run folder",
         "Left out: it needs the data",
@@ -270,7 +374,7 @@ def test_interrupted_sweep_gives_the_same_table(tiny, tmp_path, capsys, monkeypa
     whole = sweep(tiny, tmp_path / "whole", *words, "--jobs", "2")
     assert whole.returncode == 0, whole.stderr
     out = tmp_path / "killed"
-    command = [sys.executable, FOLDER / "sweep.py", "--data", tiny, *SMALL, *words, "--out", out]
+    command = [sys.executable, TOOLS / "sweep.py", "--data", tiny, *SMALL, *words, "--out", out]
     killed = subprocess.Popen(list(map(str, command)), env=ENVIRONMENT, cwd=mri.ROOT, stdout=subprocess.DEVNULL)
     first, second = out / "unet_random_4x_seed0", out / "unet_random_4x_seed1"
     while not (second / "log.csv").exists() and killed.poll() is None:
@@ -285,7 +389,7 @@ def test_interrupted_sweep_gives_the_same_table(tiny, tmp_path, capsys, monkeypa
     assert done.returncode == 0, done.stderr
     assert "2 runs, 1 of them finished before" in done.stdout
     assert "going on after epoch" in (out / f"{second.name}.txt").read_text()
-    assert table(done.stdout) == table(whole.stdout) and len(table(done.stdout)) == 5
+    assert table(done.stdout) == table(whole.stdout) and len(table(done.stdout)) == 7
     page = (out / "comparison.html").read_text(encoding="utf-8")
     assert_opens_offline(page)
     for folder in (first, second):
@@ -302,7 +406,7 @@ def test_a_failed_run_stops_no_other(tiny, tmp_path):
     done = sweep(tiny, tmp_path, "--seed", "0", "1")
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert taken.name in done.stderr and "holds files that are no run" in done.stderr
-    assert len(table(done.stdout)) == 4 and table(done.stdout)[-1].split()[4:6] == ["unet", "1"]
+    assert len(table(done.stdout)) == 6 and table(done.stdout)[-1].split()[4:6] == ["unet", "1"]
     text = text_of((tmp_path / "comparison.html").read_text(encoding="utf-8"))
     assert f"Not finished: {taken.name}" in text and (taken / "thesis.doc").read_text() == "mine"
 
@@ -312,7 +416,7 @@ def test_a_failed_run_stops_no_other(tiny, tmp_path):
     (["--mask", "randon"], "'randon'"), (["--seed", "zero"], "zero"), (["--jobs", "0"], "jobs 0"),
     (["--acceleration", "4", "8", "16", "--center-fraction", "0.08", "0.04"], "2 centre fractions for 3"),
     (["--acceleration", "4", "20", "--center-fraction", "0.1"], "acceleration 20"),
-    (["--data", "/no/such/data"], "/no/such/data/train"), (["--resume", "true"], "--resume"),
+    (["--data", "/no/such/data"], "/no/such/data: no such folder"), (["--resume", "true"], "--resume"),
 ])  # fmt: skip
 def test_sweep_refuses_before_it_trains(words, named, tiny, tmp_path, capsys, monkeypatch):
     words = ["--data", tiny, *SMALL, *words, "--out", tmp_path / "sweep"]
@@ -322,14 +426,14 @@ def test_sweep_refuses_before_it_trains(words, named, tiny, tmp_path, capsys, mo
 
 
 def test_combinations_of_a_sweep(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(TOOLS))
     module = __import__("sweep")
     values = {"model": ["unet", "magnitude_unet"], "acceleration": [4.0, 8.0], "center_fraction": [0.08, 0.04]}
-    runs = module.combinations(values | {"seed": [1, 2, 1], "dropout": [0.0, 0.1]}, tmp_path)
+    runs = module.combinations(values | {"seed": [1, 2, 1], "ema": [0.0, 0.1]}, tmp_path)
     assert len(runs) == 2 * 2 * 2 * 2
     pairs = {(p["acceleration"], p["center_fraction"]) for p in runs.values()}
     assert pairs == {(4.0, 0.08), (8.0, 0.04)}
-    assert tmp_path / "magnitude_unet_random_8x_seed2_dropout0.1" in runs
+    assert tmp_path / "magnitude_unet_random_8x_seed2_ema0.1" in runs
     assert all(p["out"] == str(folder) and p["resume"] for folder, p in runs.items())
     with pytest.raises(mri.BadInput, match="unknown parameter of a sweep 'epoch', did you mean 'epochs'"):
         module.combinations({"epoch": [1]}, tmp_path)
@@ -342,7 +446,7 @@ def test_combinations_of_a_sweep(tmp_path, monkeypatch):
 def scoreboard(tiny, tmp_path_factory):
     """The scoreboard of a folder with runs for two of its rows, and one that is the wrong run for its row."""
     folder = tmp_path_factory.mktemp("scoreboard")
-    resnet = ["--model", "resnet", "--center-fraction", "0.08", "--features", "4", "--stages", "1x2"]
+    resnet = ["--model", "resnet(features=4, stages='1x2')", "--center-fraction", "0.08"]
     resnet += ["--epochs", "3", "--batch-size", "2", "--precision", "bfloat16"]  # as the scoreboard's row says
     challenge = [*SMALL, "--mask", "grappa", "--acceleration", "8", "--center-fraction", "0.05"]
     for name, words in {"challenge": challenge, "resnet_4x": resnet}.items():
@@ -350,7 +454,7 @@ def scoreboard(tiny, tmp_path_factory):
         assert done.returncode == 0, done.stderr
     shutil.copytree(folder / "challenge", folder / "resnet_8x")
     shutil.copytree(folder / "resnet_4x", folder / "super_resolution_x2")
-    own = {"challenge": ["epochs", "features", "levels", "train_slices"], "resnet_4x": ["features", "stages"]}
+    own = {"challenge": ["epochs", "model", "train_slices"], "resnet_4x": ["model"]}
     for name, small in own.items():
         path = folder / name / "metrics.json"
         content = json.loads(path.read_text())

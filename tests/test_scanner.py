@@ -1,6 +1,8 @@
 """Section 4: the demo scanner. Each test states one property of the simulated data."""
 
+import dataclasses
 import json
+import os
 import pathlib
 
 import h5py
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 import mri_utils as mri
+from mri_parts import scanner
 
 MATRIX = 64
 
@@ -32,8 +35,8 @@ def target(kspace: torch.Tensor, matrix: int = MATRIX) -> np.ndarray:
 def tissue_masks(monkeypatch, **kwargs) -> dict[str, np.ndarray]:
     """Pixels of the target image that are nearly pure grey matter, white matter, CSF, ..."""
     seen = {}
-    original = mri._tissue_fractions
-    monkeypatch.setattr(mri, "_tissue_fractions", lambda *args: seen.setdefault("parts", original(*args)))
+    original = scanner._tissue_fractions
+    monkeypatch.setattr(scanner, "_tissue_fractions", lambda *args: seen.setdefault("parts", original(*args)))
     mri.simulate_head(**kwargs)
     parts = {name: torch.from_numpy(part[:, ::2, ::2]) for name, part in seen["parts"].items()}
     return {name: (mri.center_crop(part, (MATRIX, MATRIX)) > 0.9).numpy() for name, part in parts.items()}
@@ -240,7 +243,7 @@ def test_another_seed_makes_other_subjects(demo, tmp_path):
 
 def test_existing_data_are_left_alone(demo, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in demo.rglob("*")}
-    monkeypatch.setattr(mri, "simulate_head", lambda *a, **k: pytest.fail("simulated again"))
+    monkeypatch.setattr(scanner, "simulate_head", lambda *a, **k: pytest.fail("simulated again"))
     assert mri.demo_data(demo, train=99, seed=7) == demo
     assert {path: path.stat().st_mtime_ns for path in demo.rglob("*")} == before
 
@@ -262,11 +265,30 @@ def test_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return write(path, *args, **kwargs)
 
-    monkeypatch.setattr(mri, "write_volume", interrupt)
+    monkeypatch.setattr(scanner, "write_volume", interrupt)
     with pytest.raises(KeyboardInterrupt):
         mri.demo_data(tmp_path / "demo", train=2, val=2, slices=1, matrix=32)
     assert list(tmp_path.iterdir()) == []
     assert len(list(mri.demo_data(tmp_path / "demo", train=2, val=2, slices=1, matrix=32).glob("*/*.h5"))) == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="one process on this system")
+def test_a_large_set_is_shared_by_two_processes(tmp_path, monkeypatch, capsys):
+    """The files are the same whoever makes them; a process that fails says why, and nothing is left."""
+    made = {}
+    for cores in (1, 2):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        folder = mri.demo_data(tmp_path / f"{cores}", train=22, val=2, slices=1, matrix=32)
+        made[cores] = {p.relative_to(folder): h5py.File(p)["kspace"][()] for p in sorted(folder.glob("*/*.h5"))}
+        assert "24/24" in capsys.readouterr().err
+    assert len(made[1]) == 24 and made[1].keys() == made[2].keys()
+    assert all(np.array_equal(made[1][name], made[2][name]) for name in made[1])
+    monkeypatch.setattr(scanner, "ROOT", tmp_path)  # the other process finds no such package, or one of another place
+    (tmp_path / "mri_parts").mkdir()
+    (tmp_path / "mri_parts" / "__init__.py").write_text("raise OSError('no such part')")
+    with pytest.raises(mri.BadInput, match="the process that simulates a part of it: OSError: no such part"):
+        mri.demo_data(tmp_path / "demo", train=22, val=2, slices=1, matrix=32)
+    assert not any("demo" in path.name for path in tmp_path.iterdir())
 
 
 def test_foreign_files_are_not_touched(tmp_path):
@@ -288,3 +310,114 @@ def test_demo_data_on_another_disk_or_where_they_cannot_be(tmp_path):
         with pytest.raises(mri.BadInput, match=words) as error:
             mri.demo_data(folder, train=1, val=1, slices=1, matrix=32)
         assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+# --- without its noise -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("coils", "noise"), [(0, None), (0, 0.05), (3, None)])
+def test_noise_free_is_what_a_scan_without_noise_would_be(coils, noise, tmp_path):
+    folder = mri.demo_data(tmp_path / "demo", 1, 1, slices=2, matrix=32, noise=noise, coils=coils)
+    volume = mri.read_folder(folder / "val")[0]
+    seed, width = int(volume.attributes["seed"]), volume.shape[-1]
+    exact, _ = mri.simulate_head(seed, "T1w", 2, 32, width, noise=0, coils=coils)
+    exact = mri.crop_readout(exact, 32)
+    for index in (1, 0):
+        found, kspace = mri.noise_free(volume, index), volume.cropped(index)[0]
+        assert (found - exact[index]).norm() < 1e-5 * exact[index].norm() < 0.01 * (kspace - exact[index]).norm()
+    assert mri.noise_free(volume.without([0]), 0).equal(mri.noise_free(volume, 1))
+
+
+def test_noise_free_is_not_known_of_other_files(tiny):
+    volume = mri.read_folder(tiny / "val")[0]
+    others = {"seed": int(volume.attributes["seed"]) + 1}, {"seed": None}
+    for change in others:
+        about = {name: value for name, value in (volume.attributes | change).items() if value is not None}
+        assert mri.noise_free(dataclasses.replace(volume, attributes=about), 0) is None
+
+
+def test_a_perfect_guess_keeps_what_was_measured(tiny):
+    """By hand: the measured samples as they are, the others those of the scan without noise."""
+    dataset = mri.SliceDataset(mri.read_folder(tiny / "val"), "random", 3, 0.12)
+    filled = mri.PerfectGuess(dataset)
+    for index, (v, s) in enumerate(dataset.slices):
+        sample, perfect = dataset[index], filled[index]
+        measured = sample.mask.expand_as(sample.kspace)
+        assert perfect.kspace[measured].equal(sample.kspace[measured]) and perfect.mask.equal(sample.mask)
+        guess = mri.noise_free(dataset.volumes[v], s)
+        assert perfect.kspace[~measured].equal(guess[~measured]) and guess[~measured].abs().max() > 0
+
+
+def test_what_is_attainable(tiny, monkeypatch):
+    """Better than any method that does not know the truth, worse than the reference; absent where no truth is known."""
+    volumes = mri.read_folder(tiny / "val")
+    dataset = mri.SliceDataset(volumes, "random", 3, 0.12)
+    methods = {"zero_filled": mri.zero_filled, "tv": mri.tv_method(0.001, 50), "low_rank": mri.zero_filled}
+    scores = mri.score_each(methods, dataset)
+    assert list(scores) == ["zero_filled", "tv", "attainable", "low_rank"]  # the last one is the network
+    ssim = {name: mri.mean(row["ssim"] for row in scored.rows) for name, scored in scores.items()}
+    assert ssim["zero_filled"] < ssim["tv"] < ssim["attainable"] < 1
+    metrics = mri.summarize_run(scores, dataset, {})
+    gain = (ssim["tv"] - ssim["zero_filled"]) / (ssim["attainable"] - ssim["zero_filled"])
+    assert metrics["attained"]["tv"]["ssim"] == pytest.approx(gain)
+    assert mri.share_cell(metrics, "attainable", "head") == {"of the attainable gain": "100% SSIM, 100% PSNR"}
+    # The error against the truth, by hand.
+    kspace = torch.stack([mri.noise_free(volumes[0], s) for s in range(2)])
+    truth = mri.center_crop(mri.ifft2c(kspace), volumes[0].target_size).abs()
+    assert scores["tv"].rows[0]["nmse_truth"] == pytest.approx(mri.nmse(truth, scores["tv"].images[0]), rel=1e-6)
+    # One volume whose noise is not known: neither row nor figures.
+    dataset.volumes[1].attributes.pop("seed")
+    found = mri.score_each(methods, dataset)
+    assert list(found) == list(methods) and not any(name.endswith("_truth") for name in found["tv"].rows[0])
+    assert list(mri.score(mri.zero_filled, dataset, quick=True).rows[0]) == list(mri.METRICS)
+
+
+def test_a_lead_is_a_lead_over_the_best_rival():
+    rows = {"ssim": 0.8, "psnr": 30.0, "ssim_head": 0.9}
+    best = {"tv": {"ssim": 0.7, "psnr": 28.0, "ssim_head": 0.92}, "low_rank": {"ssim": 0.6, "psnr": 29.0}}
+    methods = {
+        "zero_filled": {"ssim": 0.5, "psnr": 20.0},
+        **best,
+        "attainable": {"ssim": 0.99, "psnr": 40.0},
+        "unet": rows,
+    }
+    summary = {
+        "methods": {n: {m: {"mean": x} for m, x in ({"ssim_head": 0.1} | r).items()} for n, r in methods.items()},
+        "paired": {
+            "unet - tv": {
+                m: {"mean": x, "ci95": [x - 0.05, x + 0.05]} for m, x in (("ssim", 0.1), ("ssim_head", -0.02))
+            },
+            "unet - low_rank": {"psnr": {"mean": -1.0, "ci95": [-1.5, -0.5]}},
+        },
+    }
+    assert mri.best_rivals(summary, ("ssim", "psnr", "psnr_head")) == {"ssim": "tv", "psnr": "low_rank"}
+    assert mri.lead_lines(summary) == [
+        "SSIM of the whole image: ahead of the best that learns nothing, total variation, 0.100 [0.050, 0.150]",
+        "PSNR of the whole image: behind the best that learns nothing, low-rank k-space, -1.00 [-1.50, -0.50]",
+        "SSIM in the head: not told apart from the best that learns nothing, total variation, -0.020 [-0.070, 0.030]",
+        "Do not use U-Net on data like these: low-rank k-space is ahead.",
+    ]
+
+
+def test_varied_heads_stray_from_the_usual():
+    """Contrast, orientation, size and noise differ from head to head; the seed decides everything."""
+    (scan, about), (again, _) = (mri.simulate_head(3, slices=1, matrix=48, varied=True) for _ in range(2))
+    usual, other = mri.simulate_head(3, slices=1, matrix=48)
+    assert torch.equal(scan, again) and not torch.equal(scan, usual)
+    assert about["varied"] and "varied" not in other and 8 <= about["snr"] <= 80
+    drawn = [scanner.draw_variety(np.random.default_rng(seed)) for seed in range(40)]
+    ratios = [variety.signals["grey"] / variety.signals["white"] for variety in drawn]
+    assert min(ratios) < 0.6 and max(ratios) > 1.6  # either is the brighter one
+    assert all(max(v.signals[t] for t in ("grey", "white", "csf")) == pytest.approx(1) for v in drawn)
+    turns = [variety.turn for variety in drawn]
+    assert all(np.allclose(turn @ turn.T, np.eye(3)) and np.linalg.det(turn) > 0 for turn in turns)
+    axial = [turn[2, 2] > 0.7 for turn in turns]  # slices across the long axis of the body
+    assert 10 < sum(axial) < 30
+
+
+def test_varied_data_share_no_subject_with_the_usual(tmp_path, capsys):
+    folder = mri.demo_data(tmp_path / "varied", train=2, val=1, slices=1, matrix=48, varied=True)
+    volumes = mri.read_folder(folder / "train") + mri.read_folder(folder / "val")
+    assert {v.patient_id for v in volumes} == {"varied_000", "varied_001", "varied_002"}
+    assert not {int(v.attributes["seed"]) for v in volumes} & set(range(10_000))
+    assert mri.noise_free(volumes[0], 0) is None

@@ -1,5 +1,6 @@
-"""The set-up: one list of dependencies, style, types, nothing of one machine."""
+"""The set-up: the lists of dependencies, style, types, nothing of one machine."""
 
+import ast
 import json
 import re
 import subprocess
@@ -11,11 +12,11 @@ import pytest
 import mri_utils as mri
 
 
-def test_environment_reads_the_one_list():
+def test_environment_reads_the_list_of_the_book():
     yaml = pytest.importorskip("yaml")
     environment = yaml.safe_load((mri.ROOT / "environment.yml").read_text())
     python, pip, lists = environment["dependencies"]
-    assert pip == "pip" and lists == {"pip": ["-r requirements.txt"]}
+    assert pip == "pip" and lists == {"pip": ["-r requirements.txt", "-c constraints.txt"]}
     assert environment["name"] and environment["channels"] == ["conda-forge"]
     project = tomllib.loads((mri.ROOT / "pyproject.toml").read_text())["project"]
     version, lowest = (re.findall(r"\d+", text) for text in (python, project["requires-python"]))
@@ -23,26 +24,39 @@ def test_environment_reads_the_one_list():
     assert ".".join(version) in (mri.ROOT / "README.md").read_text()  # the versions that are promised
 
 
-def imports():
-    """Module -> a file that imports it, over all Python files and notebooks."""
+def imports(*patterns):
+    """Module -> a file that imports it, over the Python files and notebooks of these patterns."""
     found = {}
-    for path in [
-        *mri.ROOT.glob("*.py"),
-        *(p for f in ("notebooks", "tests", "data") for p in (mri.ROOT / f).glob("*")),
-    ]:
-        text = path.read_text(encoding="utf-8") if path.suffix in (".py", ".ipynb") else ""
+    for path in (path for pattern in patterns for path in mri.ROOT.glob(pattern)):
+        text = path.read_text(encoding="utf-8")
         if path.suffix == ".ipynb":
             cells = json.loads(text)["cells"]
             text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-        found |= {module: path.name for module in re.findall(r"^\s*(?:import|from) (\w+)", text, re.MULTILINE)}
+        for node in ast.walk(ast.parse(text)):
+            modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+            modules += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            found |= {str(module).split(".")[0]: path.name for module in modules}
     return found
 
 
-def test_requirements():
+def packages(name):
+    """The packages that a list of requirements names."""
+    lines = (mri.ROOT / name).read_text().splitlines()
+    return [re.split(r"[=<>~ ]", line)[0] for line in lines if line and not line.startswith(("#", "-"))]
+
+
+BOOK = ("*.py", "mri_parts/*.py", "notebooks/**/*.ipynb", "tools/*.py", "data/*.py")
+
+
+@pytest.mark.parametrize("patterns, lists", [
+    (BOOK, ["requirements.txt"]), (["tests/*.py"], ["requirements.txt", "requirements-test.txt"])
+])  # fmt: skip
+def test_requirements(patterns, lists):
+    """The book runs on the first list alone, its tests on both."""
+    names = [package for name in lists for package in packages(name)]
     lines = (mri.ROOT / "requirements.txt").read_text().splitlines()
-    names = [re.split(r"[=<>~ ]", line)[0] for line in lines if line and not line.startswith(("#", "-"))]
-    assert "torch==2.13.0" in lines and "-e ." in lines and len(set(names)) == len(names)
-    assert "dependencies" not in (mri.ROOT / "pyproject.toml").read_text()  # no second list
+    assert "torch==2.13.0" in lines and lines[-1] == "-e ." and len(set(names)) == len(names)
+    assert "dependencies" not in (mri.ROOT / "pyproject.toml").read_text()  # no further list
     known = {
         "skimage": "scikit-image",
         "yaml": "pyyaml",
@@ -51,12 +65,14 @@ def test_requirements():
         "IPython": "ipywidgets",
     }
     known |= {"nbformat": "nbconvert", "nbclient": "nbconvert"}  # on the right: what brings them along
-    # an oracle that make test installs; a log, and weights for a perceptual loss, for those who have them
-    optional = ("fastmri", "tensorboard", "torchvision")
-    own = {path.stem for path in [*mri.ROOT.glob("*.py"), *mri.ROOT.glob("*/*.py")]}
-    for module, file in imports().items():
+    known |= {"markdown_it": "jupytext", "mdit_py_plugins": "jupytext"}
+    # for those who have them: a log, weights for a perceptual loss, NIfTI, Siemens, photographs
+    optional = {"tensorboard", "torchvision", "nibabel", "mapvbvd", "playwright"}
+    optional |= {"fastmri"} if "pytest" in names else set()  # an oracle that make test installs
+    own = {path.stem for path in [*mri.ROOT.glob("*.py"), *mri.ROOT.glob("*/*.py")]} | {"mri_parts"}
+    for module, file in imports(*patterns).items():
         if module not in {*sys.stdlib_module_names, *own, *optional}:
-            assert known.get(module, module) in names, f"{file} imports {module}: requirements.txt does not have it"
+            assert known.get(module, module) in names, f"{file} imports {module}: {' and '.join(lists)} lack it"
 
 
 @pytest.mark.parametrize("words", [["check"], ["format", "--check"]], ids=" ".join)
@@ -91,3 +107,10 @@ def test_modules_are_importable_from_anywhere(tmp_path):
     code = "import mri_utils, train; print(mri_utils.__file__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == str(mri.ROOT / "mri_utils.py"), done.stderr
+
+
+def test_no_compiler_is_loaded_to_build_a_network():
+    """On the meta device some operations make torch load sympy and a compiler: seconds, at every start of a program."""
+    code = "import sys, mri_utils as mri; [mri.build_model(name) for name in mri.MODELS]; print('sympy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=mri.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -1,5 +1,6 @@
 """Super-resolution: the mask is the central block; its methods, its networks, its task."""
 
+import importlib.util
 import json
 import sys
 import types
@@ -12,7 +13,7 @@ from test_images import NAME, NUMBER, picture, write_dicom
 import mri_utils as mri
 import train
 
-SMALL = {"epochs": 1, "features": 4, "task": "super_resolution"}
+SMALL = {"epochs": 1, "task": "super_resolution", "model": "kspace_sr(features=4, levels=2)"}
 
 
 def low_pass(image, factor):
@@ -65,7 +66,7 @@ def test_srresnet_has_ledigs_shape(factor, size):
 
 
 def test_the_kspace_network_keeps_what_was_measured(random):
-    network = mri.build_model({"model": "kspace_sr", "features": 4, "levels": 2})
+    network = mri.build_model("kspace_sr(features=4, levels=2)")
     torch.nn.init.normal_(network.network.last.weight)
     network.template.copy_(torch.linspace(0, -4, len(network.template)))
     kspace, mask = low_pass(random(32, 48), 2)
@@ -78,7 +79,7 @@ def test_the_kspace_network_keeps_what_was_measured(random):
 
 def test_the_kspace_network_sees_edges_too(random):
     """What its k-space is divided by is the template, and its mean square is 1."""
-    network, seen = mri.build_model({"model": "kspace_sr", "features": 4, "levels": 2}), []
+    network, seen = mri.build_model("kspace_sr(features=4, levels=2)"), []
     network.template.copy_(torch.linspace(0, -4, len(network.template)))
     network.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     kspace, mask = low_pass(random(32, 48), 2)
@@ -93,8 +94,8 @@ def test_the_kspace_network_sees_edges_too(random):
 
 def test_template_is_the_mean_magnitude_of_the_training_set(tiny):
     dataset = mri.SliceDataset(mri.read_folder(tiny / "train"), "low_pass", 4, 0.25, seed=0)
-    network = mri.build_model({"model": "kspace_sr", "features": 4, "levels": 2})
-    network.learn_template(dataset)
+    network = mri.build_model("kspace_sr(features=4, levels=2)")
+    network.learn_from(dataset)
     sums, counts = np.zeros(49), np.zeros(49)
     for volume in dataset.volumes:
         for index in range(len(volume)):
@@ -111,16 +112,16 @@ def test_template_is_the_mean_magnitude_of_the_training_set(tiny):
 
 
 def test_trains_and_is_scored_beside_sinc_and_bicubic(tiny, tmp_path):
-    metrics = train.run(**SMALL, data=str(tiny), levels=2, upscale_factor=4, tv_weight=0.01, out=str(tmp_path / "run"))
-    assert list(metrics["methods"]) == ["sinc", "bicubic", "kspace_sr"]
+    metrics = train.run(**SMALL, data=str(tiny), upscale_factor=4, tv_weight=0.01, out=str(tmp_path / "run"))
+    assert list(metrics["methods"]) == ["sinc", "bicubic", "attainable", "kspace_sr"]
     assert metrics["parameters"]["acceleration"] == 16 and metrics["parameters"]["center_fraction"] == 1 / 16
     assert metrics["data"]["effective_acceleration"] == pytest.approx(16, rel=0.1)
     network = mri.load_model(tmp_path / "run" / "checkpoint.pt")
-    assert network.template.any() and network.settings["upscale_factor"] == 4
+    assert network.template.any() and metrics["parameters"]["upscale_factor"] == 4
     evaluated = train.run(evaluate=str(tmp_path / "run" / "checkpoint.pt"), data=str(tiny), out=str(tmp_path / "other"))
     assert evaluated["methods"]["kspace_sr"] == metrics["methods"]["kspace_sr"]
     start = str(tmp_path / "run" / "checkpoint.pt")
-    same = {"data": str(tiny), "levels": 2, "upscale_factor": 4, "start_from": start, "lr": 1e-9}
+    same = {"data": str(tiny), "upscale_factor": 4, "start_from": start, "lr": 1e-9}
     train.run(**SMALL, **same, out=str(tmp_path / "tuned"))
     assert mri.load_model(tmp_path / "tuned" / "checkpoint.pt").template.equal(network.template)  # fine-tuning keeps it
 
@@ -134,34 +135,35 @@ def test_srgan_is_srresnet_with_an_adversary_and_features(vgg, tiny, tmp_path, m
         fake = types.ModuleType("torchvision")
         fake.models = types.SimpleNamespace(vgg19=lambda: whole)
         monkeypatch.setitem(sys.modules, "torchvision", fake)
-        found = mri.importlib.util.find_spec
-        monkeypatch.setattr(mri.importlib.util, "find_spec", lambda n: True if n == "torchvision" else found(n))
+        found = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda n: True if n == "torchvision" else found(n))
         monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
         (tmp_path / "checkpoints").mkdir()
         torch.save(whole.state_dict(), tmp_path / "checkpoints" / "vgg19-stand-in.pth")
         assert len(mri.vgg_features()) == 2
-        settings = types.SimpleNamespace(adversarial="least_squares", lr=0.001, device="cpu", adversarial_weight=0.0)
-        settings.perceptual_weight = 2.0
         image, target = torch.rand(2, 3, 16, 16)  # a picture's range, which VGG wants shifted and stretched
         mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         seen = [torch.stack([(x - m) / d for m, d in zip(mean, deviation)], 1) for x in (image, target)]
         distance = (mri.vgg_features()(seen[0]) - mri.vgg_features()(seen[1])).abs().mean()
-        assert mri.Adversary(settings).doubt(image, target, target).item() == pytest.approx(2 * float(distance))
-    metrics = train.run(**SMALL, data=str(tiny), model="srgan", stages="1x2", out=str(tmp_path / "run"))
-    assert list(metrics["methods"])[-1] == "srgan" and metrics["parameters"]["perceptual_weight"] > 0
+        assert mri.Adversary(weight=0.0, perceptual_weight=2.0).doubt(image, target, target).item() == pytest.approx(
+            2 * float(distance)
+        )
+    own = {"model": "srgan(features=4, stages='1x2')", "upscale_factor": 4}
+    metrics = train.run(**SMALL | own, data=str(tiny), out=str(tmp_path / "run"))
+    assert list(metrics["methods"])[-1] == "srgan" and "perceptual_weight=0.05" in metrics["parameters"]["adversary"]
+    assert metrics["parameters"]["model"] == "srgan(features=4, stages='1x2', upscale_factor=4)"
     assert "discriminator_loss" in (tmp_path / "run" / "log.csv").read_text()
 
 
 def test_what_the_adversary_asks_for():
     """The terms add up with their weights; the distance of an image from itself is nothing."""
-    settings = {"adversarial": "least_squares", "lr": 0.001, "device": "cpu"}
     torch.manual_seed(0)
     image, target, given = torch.rand(3, 2, 32, 32)
     adversaries = []
     for weights in ((1.0, 0.0), (0.0, 1.0), (2.0, 3.0)):
         torch.manual_seed(1)
-        both = dict(zip(("adversarial_weight", "perceptual_weight"), weights))
-        adversary = mri.Adversary(types.SimpleNamespace(**settings, **both))
+        both = dict(zip(("weight", "perceptual_weight"), weights))
+        adversary = mri.Adversary(**both)
         adversary.discriminator.eval()
         adversaries.append(adversary)
     opinion, distance, sum_ = (a.doubt(image, target, given).item() for a in adversaries)
@@ -176,9 +178,9 @@ def test_what_the_adversary_asks_for():
         ({"upscale_factor": 3}, "unknown upscale_factor '3'"),
         ({"acceleration": 8.0}, "give upscale_factor instead"),
         ({"mask": "random"}, "give upscale_factor instead"),
-        ({"model": "unrolled"}, "is not for task 'super_resolution'"),
+        ({"model": "varnet"}, "is not for task 'super_resolution'"),
         ({"task": "single_coil", "upscale_factor": 2}, "task 'single_coil' has no upscale_factor"),
-        ({"perceptual_weight": 0.1}, "set adversarial_weight too"),
+        ({"adversary": "least_squares(perceptual=1)"}, "did you mean 'perceptual_weight'"),
         ({"tv_weight": -1.0}, "tv_weight -1.0"),
     ],
 )
@@ -191,7 +193,7 @@ def test_one_subject_is_split_by_blocks_of_slices_and_nothing_of_its_header_leak
     """A series whose header carries a name: trained on, scored, reported; the name is nowhere."""
     for position in range(12):
         write_dicom(tmp_path / "scan" / f"IM{position:02d}", picture(position), float(position))
-    metrics = train.run(**SMALL, data=str(tmp_path / "scan"), levels=2, out=str(tmp_path / "run"))
+    metrics = train.run(**SMALL, data=str(tmp_path / "scan"), out=str(tmp_path / "run"))
     said = "".join(capfd.readouterr())
     assert "one subject: slices 0 to 5 train, 9 to 11 validate, 3 between them are left out" in said
     assert metrics["provenance"]["training_data"]["slices"] == 6 and metrics["data"]["slices"] == 3
@@ -205,7 +207,7 @@ def test_one_subject_is_split_by_blocks_of_slices_and_nothing_of_its_header_leak
 def test_subjects_are_split_where_there_are_several(tmp_path, capsys):
     for study in range(1, 5):
         write_dicom(tmp_path / f"{study}" / "IM0", picture(study), study=study, person=("***", "***"))
-    train_volumes, val = mri.split_images(tmp_path, mri.read_any)
+    train_volumes, val = mri.read_train_and_val(tmp_path, ("slices", "H", "W"))
     assert len(train_volumes) == 3 and len(val) == 1 and "1 of its subjects validate" in capsys.readouterr().out
     mri.check_split(train_volumes, val)
 
@@ -213,16 +215,15 @@ def test_subjects_are_split_where_there_are_several(tmp_path, capsys):
 def test_too_few_slices_of_one_subject_are_refused(tmp_path, tiny):
     for position in range(4):
         write_dicom(tmp_path / f"IM{position}", picture(position), float(position))
-    with pytest.raises(mri.BadInput, match="not cached: leave cache out"):
-        mri.cache_volumes(mri.read_images(tmp_path), tmp_path / "cache")
     with pytest.raises(mri.BadInput, match="one subject with 4 slices cannot be split: give train/ and val/"):
-        mri.split_images(tmp_path, mri.read_any)
-    assert mri.read_any(tiny / "train")[0].path.suffix == ".h5"
+        mri.read_train_and_val(tmp_path, ("slices", "H", "W"))
+    assert mri.read_folder(tiny / "train")[0].path.suffix == ".h5"
 
 
 def test_demo_data_are_fine_and_of_one_size(tmp_path, monkeypatch):
     asked = {}
-    monkeypatch.setattr(mri, "demo_data", lambda folder, *sizes, **more: asked.update(more, folder=folder) or folder)
+    simulate = lambda folder, *sizes, **more: asked.update(more, folder=folder) or folder  # noqa: E731
+    monkeypatch.setattr("mri_parts.super_resolution.demo_data", simulate)
     assert mri.demo_sr().name == "demo_sr" and asked["matrix"] == 256
     monkeypatch.undo()
     few = mri.demo_data(tmp_path / "demo", 2, 1, slices=1, matrix=48, wide=False, noise=0.004)

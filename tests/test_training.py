@@ -1,11 +1,13 @@
 """Sections 8 to 11 and train.py: a run's folder, resuming, reproducibility, faults that change nothing."""
 
+import ast
 import importlib
 import json
 import os
 import pickle
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,10 +19,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from conftest import as_given
 
 import mri_utils as mri
+from mri_parts import processes
 
-pytestmark = pytest.mark.usefixtures("one_thread")  # more are slower here, and on a busy machine by far
+# more threads are slower here, and on a busy machine by far
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_baselines")
 SMALL = {"epochs": 2, "features": 4, "levels": 2, "train_slices": 4}
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "COLUMNS": "1000"}
 
@@ -34,7 +39,7 @@ def flags(changes):
 
 
 def command(changes):
-    return [sys.executable, str(mri.ROOT / "train.py"), *flags(SMALL | changes)]
+    return [sys.executable, str(mri.ROOT / "train.py"), *flags(as_given(SMALL | changes))]
 
 
 def start(**changes):
@@ -51,8 +56,7 @@ def only_train(**changes):
     """The training of train.py in this process, without the evaluation at its end."""
     module = importlib.import_module("train")
     changes = {name: str(value) if name in ("data", "out") else value for name, value in changes.items()}
-    settings = SimpleNamespace(**module.parameters | SMALL | changes)
-    module.check(settings)
+    settings = module.settled(**as_given(SMALL | changes))
     return module.train(settings, *module.load_data(settings))
 
 
@@ -83,8 +87,10 @@ def test_files_of_the_run_folder(run, tiny):
     }
     assert {path.name for path in (run.folder / "reconstructions").iterdir()} == names and len(names) == 2
     pictures = {path.name: path.read_bytes() for path in (run.folder / "figures").iterdir()}
+    assert all(content.startswith(b"\x89PNG") for content in pictures.values())
+    assert len(pictures.pop("progress.png")) > 1000  # test_progress_picture looks into it
     assert set(pictures) == {"worst.png", "median.png", "best.png", "curves.png"}
-    assert all(content.startswith(b"\x89PNG") and len(content) > 5000 for content in pictures.values())
+    assert all(len(content) > 5000 for content in pictures.values())
     assert pictures["worst.png"] != pictures["best.png"]
 
 
@@ -96,25 +102,101 @@ def test_log_has_a_row_per_epoch(run):
     assert run.output.count("epoch   ") == 2 and "simulated" in run.output.splitlines()[0]
 
 
+def test_progress_picture(run, tiny):
+    """Zero-filled, network, reference of the middle slice of the first validation volume, after the last epoch."""
+    from PIL import Image
+
+    shown = np.asarray(Image.open(run.folder / "figures" / "progress.png"), dtype=float) / 255
+    val_set = validation(tiny)
+    assert val_set.slices[1][0] == 0
+    batch = mri.Sample.stack([val_set[1]])
+    with torch.inference_mode():
+        network = mri.reconstruct(mri.load_model(run.folder / "checkpoint.pt"), batch)
+    parts = [image[0] / batch.maximum for image in (mri.reconstruct(mri.zero_filled, batch), network, batch.target)]
+    expected = torch.cat(parts, dim=1).clamp(0, 1).numpy()
+    assert shown.shape == expected.shape and np.abs(shown - expected).max() < 0.005
+
+
+def test_progress_picture_changes_no_number(tiny, tmp_path, monkeypatch):
+    changes = {"data": tiny, "epochs": 3, "dropout": 0.1}
+    _, one = only_train(**changes, out=tmp_path / "one")
+    monkeypatch.setattr(mri, "save_progress", lambda *_: None)
+    _, other = only_train(**changes, out=tmp_path / "other")
+    assert one.history == other.history and same_weights(*(tmp_path / n / "checkpoint.pt" for n in ("one", "other")))
+    assert (tmp_path / "one" / "figures").exists() and not (tmp_path / "other" / "figures").exists()
+
+
+def test_a_line_says_when_training_ends(tmp_path):
+    state = mri.RunState({"out": str(tmp_path / "run"), "epochs": 4, "resume": False}, {})
+    row = {"train_loss": 0.5, "val_ssim": 0.5, "val_psnr": 20.0}
+    told = []
+    for epoch, seconds in enumerate((100, 60, 20, 20)):
+        state.save({"epoch": epoch + 1, **row}, seconds)
+        told.append(state.line())
+    lead = "epoch   1/4  loss 0.5000  validation SSIM 0.5000  PSNR 20.00 dB  100 s"
+    assert told[0] == f"{lead}, about 5 min left"
+    assert told[1].endswith("160 s, about 3 min left")  # 2 x 80 s: the last epoch weighs as much as all before
+    assert told[2].endswith("180 s, about 50 s left") and told[3].endswith("  200 s")
+
+
+@pytest.mark.parametrize("given", [
+    {},
+    {"lr": 0.001, "out": "runs/it's mine", "augment": True, "model": "unet(features=8)"},
+    {"task": "cine", "epochs": 24, "acceleration": 4.0},
+    {"task": "super_resolution", "upscale_factor": 4, "train_accelerations": ""},
+    {"model": "resnet", "lr": 0.002, "resume": True},
+    {"task": "multi_coil", "mask": "random"},
+    {"evaluate": str(mri.ROOT / "checkpoints" / "unet.pt"), "acceleration": 8.0},
+], ids=str)  # fmt: skip
+def test_the_command_of_a_notebook_makes_the_same_run(given, monkeypatch):
+    """A kernel's own command line is none that a person can type."""
+    module, main = importlib.import_module("train"), sys.modules["__main__"]
+    settings = vars(module.settled(**given))
+    monkeypatch.setattr(main, "get_ipython", None, raising=False)
+    python, script, *words = shlex.split(mri.typed_command(settings))
+    assert (python, script) == ("python", "train.py") and len(words) <= 2 * len(given) + 2
+    source = (mri.ROOT / script).read_text(encoding="utf-8")
+    asked = vars(mri.flag_parser("", source, given_only=True).parse_args(words))
+    assert vars(module.settled(**asked)) == settings
+    assert mri.provenance()["command"] == "cells of a notebook"
+
+
+def test_the_command_of_a_program(monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(mri.ROOT / "tools" / "sweep.py"), "--model", "unet(features=8)"])
+    assert mri.provenance()["command"] == "python tools/sweep.py --model 'unet(features=8)'"
+    monkeypatch.setattr(sys, "argv", [str(mri.ROOT.parent / "mine.py")])
+    assert mri.provenance()["command"] == "python mine.py"
+
+
+@pytest.mark.parametrize("asked, used", [(None, "PASSIVE"), ("active", "ACTIVE")])
+def test_waiting_threads_sleep(asked, used):
+    """The threads of torch, unless somebody asks for something else; only some builds of OpenMP tell."""
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "true"} | ({"OMP_WAIT_POLICY": asked} if asked else {})
+    code = "import train, os; print(os.environ['OMP_WAIT_POLICY'])"
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=mri.ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == used.lower()
+    if "OMP_WAIT_POLICY" in done.stderr:
+        assert f"OMP_WAIT_POLICY = '{used}'" in done.stderr
+
+
 def test_structure_of_metrics_json(run, tiny):
     metrics = run.metrics
     assert {"parameters", "provenance", "methods", "per_acquisition", "train_seconds", "parameters_count"} <= set(
         metrics
     )
-    assert list(metrics["methods"]) == ["zero_filled", "tv", "unet"]
+    assert list(metrics["methods"]) == ["zero_filled", "tv", "phase_tv", "attainable", "unet"]
     kinds = {v.acquisition for v in mri.read_folder(tiny / "val")}
     assert set(metrics["per_acquisition"]) == kinds
     for methods in (metrics["methods"], *metrics["per_acquisition"].values()):
         for figures in methods.values():
-            assert set(figures) == {"ssim", "psnr", "nmse", "mae"}
+            whole, head = {"ssim", "psnr", "nmse", "mae"}, {"ssim_head", "psnr_head", "nmse_head"}
+            assert set(figures) == whole | head | {"psnr_truth", "nmse_truth"}  # truth: the noise-free image
             for figure in figures.values():
                 low, high = figure["ci95"]
                 assert low <= figure["mean"] <= high
-    parameters = importlib.import_module("train").parameters
-    # where the parameters leave it to the task and to the model
-    own = {"model": "unet", "mask": "random", "acceleration": 4.0, "center_fraction": 0.08, "loss": "ssim"}
-    own |= {"inner": "unet", "cascades": 1, "consistency": "hard", "start": "zero_filled", "lr": 0.002, "batch_size": 4}
-    expected = parameters | SMALL | own | {"data": str(tiny), "out": str(run.folder)}
+    expected = importlib.import_module("train").defaults | as_given(SMALL) | {"data": str(tiny), "out": str(run.folder)}
     found = dict(metrics["parameters"])
     machine = {name: (found.pop(name), expected.pop(name)) for name in ("device", "precision", "workers")}
     assert found == expected and all(own != asked for own, asked in machine.values())
@@ -131,7 +213,7 @@ def validation(tiny):
 
 def test_reconstructions_are_those_of_the_saved_model(run, tiny):
     network, data, quality = mri.load_model(run.folder / "checkpoint.pt"), validation(tiny), []
-    assert not network.training and network.settings["features"] == 4
+    assert not network.training and network.networks[0].down[0][0].out_channels == 4
     for i, volume in enumerate(data.volumes):
         with h5py.File(run.folder / "reconstructions" / volume.path.name) as file:
             stored = torch.from_numpy(file["reconstruction"][()])
@@ -158,7 +240,7 @@ def test_fastmris_evaluation_agrees(run, tiny):
 def test_checkpoint_holds_everything(run):
     content = mri.read_checkpoint(run.folder / "checkpoint.pt")
     assert {"model_state", "optimizer_state", "scheduler_state", "cpu_random_state", "gpu_random_state"} <= set(content)
-    assert content["epoch"] == 2 and content["parameters"]["levels"] == 2
+    assert content["epoch"] == 2 and content["parameters"]["model"] == "unet(features=4, levels=2)"
     assert content["best_ssim"] == max(row["val_ssim"] for row in content["history"])
     best = mri.read_checkpoint(run.folder / "best.pt")
     assert best["history"][-1]["val_ssim"] == content["best_ssim"]
@@ -172,7 +254,9 @@ def test_a_second_run_keeps_the_first(run, tiny, tmp_path, capsys):
         only_train(data=tiny, out=out, epochs=1, seed=n)
         assert f"kept as {out}.{n}" in capsys.readouterr().out
     assert snapshot(tmp_path / "run.1") == before
-    seeds = [mri.load_model(tmp_path / f"run{end}" / "checkpoint.pt").settings["seed"] for end in ("", ".1", ".2")]
+    seeds = [
+        mri.read_checkpoint(tmp_path / f"run{end}" / "checkpoint.pt")["parameters"]["seed"] for end in ("", ".1", ".2")
+    ]
     assert seeds == [2, 0, 1]
 
 
@@ -183,7 +267,7 @@ def test_a_second_run_keeps_the_first(run, tiny, tmp_path, capsys):
     "kind",
     [
         {"model": "kspace_unet", "augment": True, "train_accelerations": "4 6", "dropout": 0.1},
-        {"adversarial_weight": 0.1, "adversarial": "wasserstein", "loss": "l1_ssim"},
+        {"adversary": "wasserstein(weight=0.1)", "loss": "l1_ssim"},
     ],
     ids=["kspace", "adversarial"],  # test_distributed.py kills a U-Net
 )
@@ -258,9 +342,10 @@ def test_workers_and_resuming_change_no_dropout(tiny, tmp_path):
 def test_every_choice_trains(changes, tiny, tmp_path):
     only_train(**{"epochs": 1} | changes, data=tiny, out=tmp_path / "run")
     network = mri.load_model(tmp_path / "run" / "checkpoint.pt")
-    assert network.settings["lr"] == (0.0003 if changes.get("model") == "resnet" else 0.002)
+    trained = mri.read_checkpoint(tmp_path / "run" / "checkpoint.pt")["parameters"]
+    assert trained["lr"] == (0.0003 if changes.get("model") == "resnet" else 0.002)
     assert isinstance(network, mri.MODELS[changes.get("model", "unet")].func)
-    fresh = mri.build_model(network.settings)
+    fresh = mri.build_model(trained["model"])
     torch.manual_seed(0)
     assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), fresh.parameters()))
 
@@ -268,7 +353,7 @@ def test_every_choice_trains(changes, tiny, tmp_path):
 @pytest.mark.parametrize("form", mri.ADVERSARIAL)
 def test_adversarial_training_is_logged_and_saved(form, tiny, tmp_path):
     out = tmp_path / "run"
-    only_train(data=tiny, out=out, adversarial_weight=0.1, adversarial=form)
+    only_train(data=tiny, out=out, adversary=f"{form}(weight=0.1)")
     rows = (out / "log.csv").read_text().splitlines()
     assert rows[0].split(",")[:4] == ["epoch", "train_loss", "discriminator_loss", "discriminator_accuracy"]
     content = mri.read_checkpoint(out / "checkpoint.pt")
@@ -282,9 +367,8 @@ def test_adversarial_training_is_logged_and_saved(form, tiny, tmp_path):
 def test_adversary_learns_and_the_generator_feels_it(random):
     """Told apart with ease, images earn a gradient that makes them harder to tell apart."""
     torch.manual_seed(0)
-    weights = {"adversarial_weight": 1.0, "perceptual_weight": 0.0}
     for form in mri.ADVERSARIAL:
-        adversary = mri.Adversary(SimpleNamespace(**weights, adversarial=form, lr=0.02, device="cpu"))
+        adversary = mri.Adversary(form, weight=1.0, lr=0.02)
         target, given = (random(4, 32, 32, dtype=torch.float32).abs() for _ in range(2))
         image = (given * 0.2).requires_grad_()
         figures = [adversary.learn(image, target, given) for _ in range(30)]
@@ -313,41 +397,35 @@ def test_divergence_stops_the_run_and_keeps_what_was(tiny, tmp_path):
 
 def test_what_is_left_open_is_the_tasks_then_the_models_own():
     module = importlib.import_module("train")
-    settings = module.check(SimpleNamespace(**module.parameters))
-    assert (settings.model, settings.mask, settings.acceleration, settings.center_fraction) == (
-        "unet",
-        "random",
-        4,
-        0.08,
-    )
-    assert (settings.data, settings.out, settings.features, settings.lr) == ("data/demo", "runs/unet", 16, 0.002)
-    chosen = module.parameters | {"acceleration": 8.0, "model": "resnet"}
-    settings = module.check(SimpleNamespace(**chosen))
-    assert (settings.acceleration, settings.center_fraction, settings.stages, settings.lr) == (
-        8,
-        0.08,
-        "8x2 4x3",
-        0.0003,
-    )
+    settings = module.settled()
+    sampling = settings.mask, settings.acceleration, settings.center_fraction
+    assert (settings.model, *sampling) == ("unet", "random", 4, 0.08)
+    assert (settings.data, settings.out, settings.lr) == ("data/demo", "runs/unet", 0.002)
+    settings = module.settled(acceleration=8.0, model="resnet")
+    assert (settings.acceleration, settings.center_fraction, settings.lr) == (8, 0.08, 0.0003)
     assert settings.out == "runs/resnet"
+    settings = module.settled(task="cine", lr=0.002)
+    assert (settings.model, settings.lr, settings.acceleration) == ("cine_unrolled", 0.002, 5)
+    assert module.settled(task="cine", acceleration=4.0).acceleration == 4  # given, though it is the cell's own value
 
 
 def test_a_checkpoint_is_evaluated_as_it_was_trained(run):
     module = importlib.import_module("train")
     trained = run.metrics["parameters"]
-    settings = module.check(SimpleNamespace(**module.parameters | {"evaluate": str(run.folder / "checkpoint.pt")}))
-    same = ("task", "model", "features", "levels", "mask", "acceleration", "center_fraction")
+    checkpoint = str(run.folder / "checkpoint.pt")
+    settings = module.settled(evaluate=checkpoint)
+    same = ("task", "model", "mask", "acceleration", "center_fraction")
     assert all(getattr(settings, name) == trained[name] for name in same)
-    other = module.parameters | {"evaluate": str(run.folder / "checkpoint.pt"), "acceleration": 2.0}
-    assert module.check(SimpleNamespace(**other)).acceleration == 2
-    for name, value in {"features": 99, "model": "unrolled"}.items():
-        with pytest.raises(mri.BadInput, match=rf"checkpoint.pt: has {name} .*, not {value!r}: leave it out"):
-            module.check(SimpleNamespace(**other | {name: value}))
+    assert module.settled(evaluate=checkpoint, acceleration=2.0).acceleration == 2
+    module.settled(evaluate=checkpoint, out=str(run.folder))  # notebooks 05, 08 and 09 do so after make demo
+    for model in ("unet(features=99)", "unrolled"):
+        with pytest.raises(mri.BadInput, match=rf"checkpoint.pt: has model .*, not {re.escape(repr(model))}: leave it"):
+            module.settled(evaluate=checkpoint, model=model)
 
 
 def test_sigterm_is_heard_while_a_baseline_is_tuned(tiny, monkeypatch):
     train_set = mri.SliceDataset(mri.read_folder(tiny / "train"), "random", 4, 0.08, seed=0)
-    monkeypatch.setattr(mri, "STOP_SIGNALS", [15])
+    monkeypatch.setattr(processes, "STOP_SIGNALS", [15])
     with pytest.raises(mri.Stopped):
         mri.tune("tv", train_set, slices=1)
 
@@ -370,16 +448,16 @@ def test_training_lowers_the_loss(tiny, tmp_path):
 def test_real_scans(real, tmp_path):
     module = importlib.import_module("train")
     changes = {"data": str(real / "brain_ulf_singlecoil"), "epochs": 1, "out": str(tmp_path / "run")}
-    settings = module.check(SimpleNamespace(**module.parameters | SMALL | changes))
+    settings = module.settled(**as_given(SMALL | changes))
     train_set, val_set = module.load_data(settings)
     network, _ = module.train(settings, train_set, val_set)
     methods = {"zero_filled": mri.zero_filled, "unet": network.eval()}
-    scores = {name: module.score(method, val_set, settings) for name, method in methods.items()}
-    metrics = mri.summarize_run(scores, val_set, settings)
+    scores = {name: mri.score(method, val_set, module.machine_of(settings)) for name, method in methods.items()}
+    metrics = mri.summarize_run(scores, val_set, vars(settings))
     assert metrics["data"] | {"effective_acceleration": 0} == {
         **{"volumes": 3, "subjects": 1, "slices": 12, "simulated": False, "effective_acceleration": 0}
     }
-    assert "simulated" not in mri.describe(settings, train_set, val_set)
+    assert "simulated" not in mri.describe(settings.data, train_set, val_set, module.machine_of(settings))
     assert 3 < metrics["data"]["effective_acceleration"] < 5
     assert metrics["methods"]["unet"]["ssim"]["mean"] > 0.3
 
@@ -388,9 +466,7 @@ def test_real_scans(real, tmp_path):
 
 
 def test_importing_train_does_nothing(tmp_path):
-    code = (
-        "import sys; sys.argv += ['--nonsense']; import train; print(train.parameters['epochs'], callable(train.run))"
-    )
+    code = "import sys; sys.argv += ['--nonsense']; import train; print(train.defaults['epochs'], callable(train.run))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0 and re.fullmatch(r"\d+ True\n", done.stdout) and done.stderr == ""
     assert list(tmp_path.iterdir()) == []
@@ -408,14 +484,36 @@ def test_help_shows_every_parameter_with_its_comment():
         [sys.executable, "train.py", "--help"], cwd=mri.ROOT, env=ENVIRONMENT, capture_output=True, text=True
     )
     assert done.returncode == 0 and "Train a U-Net" in done.stdout
-    cell = (mri.ROOT / "train.py").read_text().split('# %% tags=["parameters"]\n')[1].split("\n\n")[0]
-    lines = re.findall(r"^(\w+): (\w+) = (.*?)  # (.*)$", cell, re.MULTILINE)
-    assert len(lines) == len(cell.splitlines()) >= 20
-    shown = " ".join(done.stdout.split())
+    source, shown = (mri.ROOT / "train.py").read_text(), " ".join(done.stdout.split())
+    lines, groups = [], []
+    for tag in ("rare", "parameters"):
+        cell = source.split(f'# %% tags=["{tag}"]\n')[1].split("\n\n")[0]
+        lines += (own := re.findall(r"^(\w+): (\w+) = (.*?)  # (.*)$", cell, re.MULTILINE))
+        groups += (heads := re.findall(r"^# (.*)$", cell, re.MULTILINE))
+        assert len(own) + len(heads) == len(cell.splitlines())
+    assert len(own) <= 16 and len(lines) >= 30 and all(f"{group}: --" in shown for group in groups)
     for name, kind, default, comment in lines:
         option = "--" + name.replace("_", "-")
         typed = f"{option}, --no-{option[2:]}" if kind == "bool" else f"{option} {kind.upper()}"
+        default = repr(ast.literal_eval(default))
         assert f"{typed} {comment} (default: {default})" in shown
+
+
+def test_help_shows_the_numbers_that_will_be_used():
+    words = ["--task", "cine", "--help"]
+    done = subprocess.run(
+        [sys.executable, "train.py", *words], cwd=mri.ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    for default in ("5.0", "'kt'", "'cine_unrolled'", "0.005", "'runs/cine_unrolled'", "'l1_ssim'"):
+        assert f"(default: {default})" in done.stdout, default
+    done = subprocess.run(
+        [sys.executable, "train.py", "--task", "knee", "--help"], cwd=mri.ROOT, capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("train.py: unknown task 'knee'")
+        and done.stderr.count("\n") == 1
+    )
 
 
 # --- faults -----------------------------------------------------------------------------------------
@@ -463,18 +561,31 @@ def out_holds_other_files(data, out):
     (out / "checkpoint.pt").rename(out / "thesis.doc")
 
 
+NO_ARGUMENTS = {"features": 0, "levels": 0}  # instead of SMALL's
 FAULTS = {  # name -> (flags, what is done to data and run folder, what the line names)
-    "data": ({"data": "/no/such/folder"}, None, "/no/such/folder/train"),
+    "data": ({"data": "/no/such/folder"}, None, "/no/such/folder: no such folder"),
     "mask": ({"mask": "randon"}, None, "'randon', did you mean 'random'"),
     "model": ({"model": "resmet"}, None, "model 'resmet', did you mean 'resnet'"),
-    "no such setting": ({"model": "resnet"}, None, "model 'resnet' has no levels"),
+    "no such setting": ({"model": "resnet"}, None, "unknown argument of model resnet 'levels'"),
+    "no call": (
+        {"model": "unet(", "features": 0, "levels": 0},
+        None,
+        "model 'unet(': write a name, or name(keyword=value",
+    ),
+    "no code": (
+        {"model": "unet(features=print(1))", "features": 0, "levels": 0},
+        None,
+        "write a name, or name(keyword",
+    ),
+    "value": ({"features": "wide"}, None, "cannot be built"),
     "inner network": ({"inner": "cnn"}, None, "inner network 'cnn'"),
-    "network of films": ({"inner": "dual_unet"}, None, "inner network 'dual_unet' is not for model 'unet'"),
+    "network of films": ({"inner": "dual_unet"}, None, "inner network 'dual_unet' takes (frames, H, W), not (H, W)"),
     "consistency": ({"consistency": "strict"}, None, "consistency 'strict'"),
     "levels": ({"levels": 6}, None, "levels 6: images of 48x"),
     "stages": ({"model": "resnet", "levels": 0, "stages": "12"}, None, "stages '12'"),
-    "adversarial": ({"adversarial": "hinge"}, None, "adversarial form 'hinge'"),
-    "adversarial weight": ({"adversarial_weight": -1}, None, "adversarial_weight -1"),
+    "adversarial": ({"adversary": "hinge"}, None, "adversarial form 'hinge'"),
+    "adversarial argument": ({"adversary": "wasserstein(wight=1)"}, None, "'wight', did you mean 'weight'"),
+    "adversarial weight": ({"adversary": "wasserstein(weight=-1)"}, None, "weight -1: use 0 or a positive number"),
     "factors": ({"train_accelerations": "4x"}, None, "train_accelerations '4x'"),
     "factor": ({"train_accelerations": "4 0.5"}, None, "acceleration 0.5"),
     "start": ({"start_from": "no.pt"}, None, "no.pt: no such checkpoint"),
@@ -485,7 +596,7 @@ FAULTS = {  # name -> (flags, what is done to data and run folder, what the line
     "device": ({"device": "tpu"}, None, "device 'tpu'"),
     "precision": ({"precision": "float16"}, None, "precision 'float16'"),
     "accumulate": ({"accumulate": 0}, None, "accumulate 0"),
-    "pieces of a game": ({"accumulate": 2, "adversarial_weight": 0.1}, None, "set accumulate to 1"),
+    "pieces of a game": ({"accumulate": 2, "adversary": "wasserstein"}, None, "set accumulate to 1"),
     "ema": ({"ema": 1}, None, "ema 1"),
     "clip": ({"clip": -1}, None, "clip -1"),
     "weight without end": ({"tv_weight": float("inf")}, None, "tv_weight inf"),
@@ -495,17 +606,19 @@ FAULTS = {  # name -> (flags, what is done to data and run folder, what the line
     "word": ({"epochs": "three"}, None, "three"),
     "epochs": ({"epochs": -1}, None, "epochs -1"),
     "lr": ({"lr": -1}, None, "lr -1"),
-    "dropout": ({"dropout": 1}, None, "dropout 1"),
+    "dropout": ({"dropout": 2}, None, "dropout"),
     "no centre": ({"center_fraction": -1}, None, "center_fraction -1"),
     "centre": ({"center_fraction": 1.5}, None, "center_fraction 1.5"),
     "acceleration": ({"acceleration": 0.5}, None, "acceleration 0.5"),
+    "no acceleration": ({"acceleration": 0}, None, "acceleration 0"),
+    "weight decay": ({"weight_decay": -1}, None, "weight_decay -1"),
     "both": ({"acceleration": 8, "center_fraction": 0.2}, None, "acceleration 8"),
     "NaN in training": ({}, nan_in("train"), "NaN"),
     "NaN in validation": ({}, nan_in("val"), "NaN"),
     "subject twice": ({}, subject_twice, "subject"),
     "coils": ({}, coils_in_training, "this task takes (slices, H, W)"),
     "resume other model": ({"resume": True, "model": "magnitude_unet"}, None, "model"),
-    "resume other size": ({"resume": True, "features": 8}, None, "features"),
+    "resume other size": ({"resume": True, "features": 8}, None, "features=8"),
     "resume garbage": ({"resume": True}, garbage_checkpoint, "checkpoint.pt"),
     "resume weights": ({"resume": True}, weights_only, "holds weights only"),
     "out a file": ({}, out_is_a_file, "is a file"),
@@ -531,7 +644,7 @@ def test_faults_are_told_in_one_line_and_change_nothing(fault, run, tiny, tmp_pa
         told = done.stderr
     else:
         with pytest.raises(mri.BadInput) as error:
-            importlib.import_module("train").run(**SMALL | changes)
+            importlib.import_module("train").run(**as_given(SMALL | changes))
         told = f"{error.value}\n"
     assert told.count("\n") == 1 and named in told and (extra or "") in told, told
     assert snapshot(tmp_path) == before
@@ -580,9 +693,9 @@ def test_load_model_refuses_what_is_no_checkpoint(run, tmp_path):
     torch.save({"weights": torch.ones(1)}, path)
     refused("not one of train.py")
     content = torch.load(run.folder / "checkpoint.pt", weights_only=True)
-    content["parameters"]["features"] = 8
+    content["parameters"]["model"] = "unet(features=8, levels=2)"
     mri.save_checkpoint(path, content)
-    refused("do not fit model 'unet'")
+    refused(r"do not fit model 'unet\(features=8, levels=2\)'")
 
 
 # --- batches ----------------------------------------------------------------------------------------

@@ -171,8 +171,8 @@ def test_real_multi_coil_scan(real):
     image = mri.center_crop(mri.rss(mri.ifft2c(volume.kspace(0))), volume.target_size)
     assert torch.allclose(volume.target(0), image, rtol=1e-3, atol=1e-4 * float(image.max()))
     with pytest.raises(mri.BadInput) as error:
-        mri.read_folder(volume.path.parent, axes="slices, H, W")
-    reason(error, volume.path, "(1, 16, 128, 128)")
+        mri.read_folder(volume.path.parent, axes=("slices", "H", "W"))
+    reason(error, volume.path, "(1, 16, 128, 128), (slices, coils, H, W), this task takes (slices, H, W)")
 
 
 def test_a_slice_is_read_without_the_rest(tmp_path):

@@ -1,0 +1,169 @@
+"""Chapters 16 to 19: the functions that they write by hand, taken out of the notebooks and held against other ways."""
+
+import ast
+import bisect
+import dataclasses
+import math
+import pathlib
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+import mri_utils as mri
+
+SIZE = (16, 16)
+
+
+def functions(chapter, **known):
+    """The functions of a notebook, by name, with what they find in it besides each other."""
+    (path,) = (mri.ROOT / "notebooks").glob(f"{chapter}_*.ipynb")
+    code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    defined = [n for source in code for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)]
+    for one in defined:  # the chapter's own sizes are defaults of some arguments
+        one.args.defaults = [d for d in one.args.defaults if not isinstance(d, ast.Name) or d.id in known]
+    names = {"mri": mri, "np": np, "torch": torch, "math": math, "bisect": bisect} | known
+    exec(compile(ast.Module(defined, []), str(path), "exec"), names)
+    return names
+
+
+@pytest.fixture
+def scan(random):
+    """A mask of half of the lines, and an acquisition with three coils."""
+    mask = torch.arange(16) % 2 == 0
+    maps = random(3, *SIZE)
+    return mask, maps / mri.rss(maps)
+
+
+def test_lost_and_invented_are_the_unmeasured_error(scan, random):
+    mask, _ = scan
+    truth, image = random(2, *SIZE)
+    known = functions(16, mask=mask, full=None, head_seed=0, ripple_weight=0.1, truth=truth)
+    lost, invented = known["lost_and_invented"](image)
+    error = mri.ifft2c(~mask * mri.fft2c(image - truth))
+    assert torch.allclose(invented - lost, error, atol=1e-5)
+    energies = [float(x.abs().square().sum()) for x in (lost, invented, error)]
+    assert energies[0] + energies[1] == pytest.approx(energies[2], rel=1e-5)  # line by line orthogonal
+    assert (
+        float(known["lost_and_invented"](torch.zeros_like(truth))[1].abs().max()) == 0
+    )  # zero filling invents nothing
+    assert float(known["lost_and_invented"](truth)[0].abs().max()) < 1e-5
+
+
+def test_row_matrices_are_the_acquisition(scan, random):
+    mask, maps = scan
+    image = random(*SIZE)
+    known = functions(16, mask=mask, full=None, head_seed=0, ripple_weight=0.1)
+    found = known["row_matrices"](mask, maps.to(torch.complex128)) @ image[..., None].to(torch.complex128)
+    assert torch.allclose(found[..., 0].to(torch.complex64), mri.Acquisition(mask, maps).normal(image), atol=1e-5)
+
+
+@pytest.mark.parametrize("coils", [1, 3])
+def test_the_hidden_lesion_solves_its_equations(scan, random, coils):
+    """Conjugate gradients against a direct solution of the whole image's linear system."""
+    mask, maps = scan
+    A = mri.Acquisition(mask, maps if coils > 1 else None)
+    disc = torch.zeros(SIZE, dtype=bool)
+    disc[6:9, 7:10] = True
+    names = {"size": SIZE, "disc": disc, "lesion": random(*SIZE), "phase": torch.ones(SIZE) + 0j, "sigma": 1.0}
+    known = functions(16, mask=mask, full=None, head_seed=0, ripple_weight=0.1, **names)
+    found = known["hide"](A)
+    units = torch.eye(256, dtype=torch.complex64).reshape(256, *SIZE)
+    normal = A.normal(units).reshape(256, 256).T + torch.diag(torch.where(disc, 1, 0.1).flatten() + 0j)
+    exact = torch.linalg.solve(normal, (disc * names["lesion"]).flatten()).reshape(SIZE)
+    exact *= known["contrast"](names["lesion"]) / known["contrast"](exact)
+    assert torch.allclose(found, exact, atol=1e-3 * float(exact.abs().max()))
+    assert known["contrast"](found) == pytest.approx(known["contrast"](names["lesion"]), rel=1e-4)
+
+
+def test_the_best_observer(random):
+    """How often he is right, against a simulation of him."""
+    change = random(*SIZE)
+    known = functions(16, mask=None, full=None, head_seed=0, ripple_weight=0.1, sigma=1.0)
+    A = mri.Acquisition(torch.ones(16, dtype=bool))
+    change = change * 1.5 / A(change).norm()
+    samples, noise = A(change), torch.randn(20_000, *SIZE, dtype=torch.complex64) * math.sqrt(2)  # 1 in either part
+    log_ratio = (samples.conj() * (samples + noise)).real.sum((1, 2)) - samples.abs().square().sum() / 2
+    assert known["evidence"](change, A) == pytest.approx(1.5, rel=1e-4)
+    assert known["right"](1.5) == pytest.approx(float((log_ratio > 0).float().mean()), abs=0.015)
+
+
+def test_lines_are_split_in_two():
+    torch.manual_seed(0)
+    known = functions(17, matrix=64)
+    mask = torch.stack([mri.sampling_mask("random", (64, 64), 4, 0.08, seed=i)[None] for i in range(50)])
+    seen, hidden = known["split_lines"](mask)
+    assert not (seen & hidden).any() and torch.equal(seen | hidden, mask)
+    assert seen[..., 30:34].equal(mask[..., 30:34]) and hidden.any(-1).all()
+    assert 0.2 < float(hidden.sum() / mask.sum()) < 0.4  # 40 % of all but the four central lines
+    assert known["split_lines"](mask, 0.0)[1].sum(-1).eq(1).all()  # one at least
+
+
+def test_further_noise_takes_the_first_noise_away():
+    """Of a normal signal the best answer is a factor, for which the correction is right on average."""
+    random = np.random.default_rng(0)
+    signal, noise, further = 2.0 * random.standard_normal(200_000), *random.standard_normal((2, 200_000))
+    noisy, noisier = signal + noise, signal + noise + further
+    answer = (noisy @ noisier) / (noisier @ noisier) * noisier  # what least squares teach
+    exact = (signal @ noisier) / (noisier @ noisier) * noisier  # what the truth would teach
+    assert np.allclose(2 * answer - noisier, exact, atol=0.02 * noisier.std())
+
+
+def test_gains_of_rings_are_least_squares(random):
+    rings = torch.arange(16).minimum(torch.tensor(8)).expand(16, 16)
+    known = functions(17, matrix=16, rings=rings)
+    scans, targets = random(5, 16, 16), random(5, 16, 16)
+    gains = known["learn_gains"](scans, targets)
+    one = [torch.view_as_real(x[:, rings == 3]).flatten() for x in (scans, targets)]
+    expected = torch.linalg.lstsq(one[0][:, None], one[1][:, None]).solution
+    assert float(gains[3]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_bound_of_ranks_keeps_its_promise():
+    bound = functions(18, matrix=16)["conformal_bound"]
+    random = np.random.default_rng(1)
+    for n, alpha in ((9, 0.1), (30, 0.2), (50, 0.05)):
+        studies = random.exponential(size=(4000, n + 1))
+        covered = np.mean([study[-1] <= bound(study[:-1], alpha) for study in studies])
+        assert 1 - alpha - 0.015 <= covered <= 1 - alpha + 1 / (n + 1) + 0.015
+    assert bound(np.arange(8.0), 0.1) == math.inf and bound(np.arange(9.0), 0.1) == 8
+
+
+def test_heads_count_once_and_the_promise_holds():
+    """Heads that differ much, with many pixels each: the mean coverage of new heads is what was promised."""
+    calibrate = functions(18, matrix=16)["calibrate"]
+    random = np.random.default_rng(2)
+    covered = []
+    for _ in range(200):
+        levels = random.lognormal(0, 0.5, 31)
+        scores = [level * np.abs(random.standard_normal(60)) for level in levels]
+        factor = calibrate(scores[:-1], 0.1)
+        covered.append(np.mean(scores[-1] <= factor))
+    assert 0.89 <= np.mean(covered) <= 0.97
+    few = [np.ones(3)] * 5
+    assert calibrate(few, 0.1) == math.inf  # five heads cannot promise that
+
+
+def test_scored_slices_are_of_the_middle_and_others_tune(tiny, tmp_path, monkeypatch):
+    """As many as asked for in all, from the middle; of a single head none is in both."""
+    volume = mri.read_folder(tiny / "val")[0]
+    long = dataclasses.replace(volume, shape=(42, *volume.shape[1:]))
+    known = functions(19, sets={}, val_slices=6, Path=pathlib.Path)
+    monkeypatch.setattr(mri, "read_folder", lambda folder: [long])
+    (tuning,), (exam,) = known["load"](tmp_path)
+    assert len(exam) == 6 and len(tuning) == 4 and not set(exam.kept) & set(tuning.kept)
+    assert min(exam.kept) == 12 and max(exam.kept) < 28 and min(tuning.kept) > 8 and max(tuning.kept) < 30
+    middle = known["middle"]
+    assert [len(v) for v in middle([long] * 3, 7)] == [2, 2, 2] and len(middle([long] * 9, 4)) == 4
+
+
+def test_coarser_pixels_show_the_same_image():
+    """A smooth object keeps its values where the pixels grow; all of k-space is the image itself."""
+    coarser = functions(19, sets={}, val_slices=4)["coarser"]
+    y, x = (torch.linspace(-1, 1, n + 1)[:-1] for n in (48, 64))
+    image = torch.exp(-8 * (y[:, None] ** 2 + x**2)) + 0j
+    kspace = mri.fft2c(image)
+    assert torch.equal(coarser(kspace, 1.0), kspace)
+    half = mri.ifft2c(coarser(kspace, 0.5))
+    assert half.shape == (24, 32) and torch.allclose(half, image[::2, ::2], atol=1e-3)

@@ -1,0 +1,409 @@
+"""The book without a kernel: frames of the sliders, links of the pages, and the site in a browser without a network.
+
+The pages themselves are tested where "make site" has installed Sphinx before; screenshots are kept in runs/browser.
+"""
+
+import base64
+import contextlib
+import html
+import io
+import json
+import math
+import re
+import shutil
+import sys
+import time
+
+import ipywidgets as widgets
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+import mri_utils as mri
+
+sys.path.insert(0, str(mri.ROOT / "tools"))
+import build_site
+import frames
+import lab
+import slides
+
+SCREENSHOTS = mri.ROOT / "runs" / "browser"
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+
+
+@pytest.mark.parametrize("name", frames.MOVES)
+def test_frames_fit_their_notebook(name):
+    """Every setting has its text and picture, the controls are the notebook's, and all is small."""
+    folder = frames.FRAMES / name
+    about = json.loads((folder / "frames.json").read_text(encoding="utf-8"))
+    source = (frames.FOLDER / f"{name}.ipynb").read_text(encoding="utf-8")
+    named = source.split("[sliders: ")[1].split(". Run the notebook")[0].split(", ")
+    assert {control["label"] for control in about["controls"]} <= set(named)
+    assert 1 <= len(about["controls"]) <= 2
+    assert len(about["frames"]) == math.prod(len(control["values"]) for control in about["controls"])
+    assert 20 <= len(about["frames"]) <= frames.MOST
+    width, height = (f([size[axis] for size in about["panels"]]) for axis, f in enumerate((sum, max)))
+    for number, frame in enumerate(about["frames"]):
+        assert frame["text"]
+        assert (folder / f"{number}.webp").exists() == bool(frame["titles"])
+        if frame["titles"]:
+            assert len(frame["titles"]) == len(about["panels"])
+            assert Image.open(folder / f"{number}.webp").size == (width, height)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1e6
+
+
+def test_no_frames_without_a_notebook():
+    assert {path.name for path in frames.FRAMES.iterdir()} == set(frames.MOVES)
+
+
+def test_recorder_draws_what_the_update_returns(tmp_path):
+    """The stored pictures are the panels, side by side; an impossible setting keeps its text only."""
+    ramp = np.linspace(0, 1, 24)[None].repeat(16, 0)
+
+    def update(level, kind, other):
+        assert other == 7  # what does not move stays as the notebook sets it
+        if level == 3 and kind == "b":
+            raise mri.BadInput("3 < b")
+        return {"ramp": ramp, kind: np.full((16, 16), level / 4)}, f"level {level}"
+
+    record = frames.recorder({"level": [1, 3], "kind": None}, tmp_path / "frames")
+    record(
+        update,
+        level=widgets.IntSlider(2, 0, 4),
+        kind=widgets.Dropdown(options=[("first", "a"), ("second", "b")], value="b"),
+        other=widgets.IntSlider(7, 0, 9),
+    )
+    about = json.loads((tmp_path / "frames" / "frames.json").read_text())
+    assert about["controls"] == [
+        {"label": "level", "kind": "slider", "values": ["1", "2", "3"], "start": 1},
+        {"label": "kind", "kind": "menu", "values": ["first", "second"], "start": 1},
+    ]
+    assert about["panels"] == [[24, 16], [16, 16]]
+    assert [frame["text"] for frame in about["frames"][2:]] == ["level 2", "level 2", "level 3", "<b>3 &lt; b</b>"]
+    assert [frame["titles"] for frame in about["frames"][4:]] == [["ramp", "a"], []]
+    drawn = np.asarray(Image.open(tmp_path / "frames" / "3.webp").convert("L"), float) / 255
+    assert np.abs(drawn[:, :24] - ramp).max() < 0.04  # the compression is not exact
+    assert np.abs(drawn[:, 24:] - 0.5).max() < 0.04
+
+
+def test_recorder_refuses_what_a_page_cannot_hold(tmp_path):
+    def update(level):
+        return {"a": np.zeros((8, 8 + level % 2))}, "text"
+
+    def tried(moves, **slider):
+        frames.recorder(moves, tmp_path / "frames")(update, level=widgets.IntSlider(**slider))
+
+    with pytest.raises(mri.BadInput, match="101 frames, but at most 80"):
+        tried({"level": None}, min=0, max=100)
+    with pytest.raises(mri.BadInput, match="not all of"):
+        tried({"level": [2, 500]}, min=0, max=100)
+    with pytest.raises(mri.BadInput, match="panels of"):
+        tried({"level": [2, 3]}, min=0, max=100)
+    assert not (tmp_path / "frames").exists()
+
+
+def test_values_of_controls():
+    assert frames.values_of(widgets.FloatSlider(value=0.1, min=0.1, max=0.4, step=0.1)) == {
+        "0.10": 0.1,
+        "0.20": 0.2,
+        "0.30": 0.3,
+        "0.40": 0.4,
+    }
+    assert frames.values_of(widgets.SelectionSlider(options=[4, 8], value=8)) == {"4": 4, "8": 8}
+
+
+def test_links_fit_the_site():
+    linked = set()
+    chapter = mri.ROOT / "notebooks" / "00_playground.ipynb"
+    text = (
+        "[a](../README.md#results) [b](01_load_kspace.ipynb) [c](https://arxiv.org/README.md) [d](../train.py) [e](#x)"
+    )
+    expected = text.replace("../README.md#", "../index.md#")
+    assert build_site.relinked(text, chapter, linked) == expected
+    badge = "[![Open in Colab](https://colab.example/badge.svg)](https://colab.example/book)"
+    assert build_site.relinked(badge, chapter, linked) == "[Open in Colab](https://colab.example/book)"
+    same = '[own page](README.md) <img src="pictures/x.png">'  # data/README.md is no front page
+    assert build_site.relinked(same, mri.ROOT / "data" / "README.md", linked) == same
+    assert linked == {mri.ROOT / "train.py", mri.ROOT / "data" / "pictures" / "x.png"}
+
+
+def test_faults_of_pages_are_found(tmp_path):
+    (tmp_path / "a.html").write_text(
+        '<h1 id="top">A</h1><a href="b.html#here"></a><a href="b.html#gone"></a><a href="c.html"></a>'
+        '<a href="https://arxiv.org"></a><img src="p.png" alt="a picture"><img src="p.png" alt=" ">'
+        '<img src="q.png" alt="q">'
+        '<script src="//cdn.example/x.js"></script><link rel="stylesheet" href="https://fonts.example/f.css">'
+        '<link rel="canonical" href="https://book.example">'
+    )
+    (tmp_path / "b.html").write_text('<p id="here"></p><a href="a.html#top"></a><a href="#here"></a>')
+    (tmp_path / "p.png").touch()
+    (tmp_path / "s.css").write_text("@import 'https://fonts.example/g.css'; a {background: url(p.png)}")
+    assert list(build_site.faults(tmp_path)) == [
+        "a.html: no description of p.png",
+        "a.html: fetches //cdn.example/x.js",
+        "a.html: fetches https://fonts.example/f.css",
+        "a.html: no such place in that page: b.html#gone",
+        "a.html: nothing at c.html",
+        "a.html: nothing at q.png",
+        "s.css: fetches https://fonts.example/g.css",
+    ]
+
+
+def test_staged_sources(tmp_path):
+    """All pages are in the sidebar; pictures keep their descriptions, folded cells stay folded, sliders get frames."""
+    build_site.stage(tmp_path)
+    front = (tmp_path / "index.md").read_text(encoding="utf-8")
+    listed = {line for block in front.split("```{toctree}")[1:] for line in block.split("```")[0].splitlines()}
+    for path in [*frames.FOLDER.glob("*.ipynb"), *(mri.ROOT / "docs").glob("*.md")]:
+        assert path.relative_to(mri.ROOT).with_suffix("").as_posix() in listed
+    for path in sorted(frames.FOLDER.glob("[0-9]*.ipynb")):
+        before = nbformat.read(path, as_version=4)
+        after = nbformat.read(tmp_path / "notebooks" / path.name, as_version=4)
+        assert len(before.cells) == len(after.cells)
+        for old, new in zip(before.cells, after.cells):
+            folded = old.metadata.get("jupyter", {}).get("source_hidden", False)
+            assert ("hide-input" in new.metadata.get("tags", [])) == folded
+            for output in old.get("outputs", []):
+                if "image/png" in output.get("data", {}):
+                    assert new.metadata["mystnb"]["image"]["alt"] == output.metadata["image/png"]["alt"]
+        moving = [
+            o for cell in after.cells for o in cell.get("outputs", []) if "figure class" in str(o.get("data", {}))
+        ]
+        assert len(moving) == (path.stem in frames.MOVES)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """The finished site."""
+    if not build_site.PYTHON.exists():
+        pytest.skip("no .venv-site: make site installs what the pages need")
+    build_site.install()
+    return build_site.build()
+
+
+def test_pages_are_whole_and_small(pages):
+    assert list(build_site.faults(pages)) == []
+    files = [path for path in pages.rglob("*") if path.is_file() and "ort" not in path.relative_to(pages).parts]
+    assert sum(path.stat().st_size for path in files) < 40e6  # beside ONNX Runtime, 14 MB
+    for path in [*frames.FOLDER.glob("*.ipynb"), *(mri.ROOT / "docs").glob("*.md")]:
+        assert (pages / path.relative_to(mri.ROOT).with_suffix(".html")).exists()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not shutil.which("chromium"):
+        pytest.skip("no chromium: apt-get install chromium")
+    pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    with lab.browser() as started:
+        yield started
+
+
+@pytest.fixture
+def visit(browser, pages):
+    with lab.static(pages) as address, lab.offline(browser, address) as visit:
+        yield visit
+
+
+def pixels(figure):
+    """All panels of a slider cell, as one text."""
+    return figure.evaluate("f => [...f.querySelectorAll('canvas')].map(c => c.toDataURL()).join(' ')")
+
+
+def settled(figure):
+    """The picture and the text of a slider cell once they are those of its setting."""
+    for _ in range(300):
+        if figure.evaluate("f => f.dataset.shown !== undefined && f.dataset.shown === f.dataset.asked"):
+            return pixels(figure), figure.query_selector(".frames-text").inner_text()
+        time.sleep(0.02)
+    raise AssertionError("the picture does not come to rest")
+
+
+@contextlib.contextmanager
+def changes(figure):
+    """What is done inside changes the picture and the text of a slider cell."""
+    before = settled(figure)
+    yield
+    after = settled(figure)
+    assert after[0] != before[0] and after[1] != before[1]
+
+
+def is_menu(control):
+    return control.evaluate("c => c.tagName === 'SELECT'")
+
+
+def settings(controls):
+    """The place of each control among its values."""
+    return [int(control.evaluate("c => c.value")) for control in controls]
+
+
+def other_half(slider):
+    """A point on the half of a slider where its handle is not."""
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    share = 0.9 if slider.evaluate("s => s.value / s.max < 0.5") else 0.1
+    return box["x"] + share * box["width"], box["y"] + box["height"] / 2
+
+
+def sliders(page):
+    """The slider cell of a page, and its controls."""
+    figure = page.wait_for_selector("figure.frames:has(canvas)")
+    figure.scroll_into_view_if_needed()
+    return figure, figure.query_selector_all("input, select")
+
+
+@pytest.mark.parametrize("name", frames.MOVES)
+def test_sliders_move(visit, name):
+    """By key, by mouse and by touch; picture and text both change, and the text is the one that is stored."""
+    about = json.loads((frames.FRAMES / name / "frames.json").read_text(encoding="utf-8"))
+    page = visit(f"notebooks/{name}.html", has_touch=True)
+    figure, controls = sliders(page)
+    assert len(controls) == len(about["controls"])
+    for number, control in enumerate(controls):
+        assert page.query_selector(f"figure.frames label[for={control.get_attribute('id')}]").is_visible()
+        at_end = settings(controls)[number] == len(about["controls"][number]["values"]) - 1
+        with changes(figure):
+            control.focus()
+            control.press(
+                "ArrowUp"
+                if is_menu(control) and at_end
+                else "ArrowDown"
+                if is_menu(control) or at_end
+                else "ArrowRight"
+            )
+    for control in controls:
+        if not is_menu(control):
+            with changes(figure):
+                page.mouse.click(*other_half(control))
+            with changes(figure):
+                page.touchscreen.tap(*other_half(control))
+    number = 0
+    for place, control in zip(settings(controls), about["controls"]):
+        number = number * len(control["values"]) + place
+    assert figure.get_attribute("data-shown") == str(number)
+    words = html.unescape(re.sub("<[^>]*>", " ", about["frames"][number]["text"]))
+    assert "".join(settled(figure)[1].split()) == "".join(words.split())
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    for width in (1280, 768, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        figure.scroll_into_view_if_needed()
+        page.screenshot(path=SCREENSHOTS / f"site_{name}_{width}.png")
+
+
+def test_panel_is_the_stored_picture(visit):
+    """A panel's pixels are those of the stored picture, read by another decoder."""
+    name = "03_aliasing"
+    page = visit(f"notebooks/{name}.html")
+    figure, _ = sliders(page)
+    settled(figure)
+    number, about = figure.get_attribute("data-shown"), json.loads((frames.FRAMES / name / "frames.json").read_text())
+    stored = np.asarray(Image.open(frames.FRAMES / name / f"{number}.webp").convert("L"), float)
+    left = 0
+    for (width, height), url in zip(about["panels"], pixels(figure).split()):
+        drawn = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("L")
+        assert np.abs(np.asarray(drawn, float) - stored[:height, left : left + width]).max() <= 2
+        left += width
+
+
+def test_still_without_scripts(visit):
+    page = visit("notebooks/03_aliasing.html", java_script_enabled=False)
+    still = page.wait_for_selector("figure.frames img")
+    assert still.is_visible()
+    assert "zero-filled" in still.get_attribute("alt") and "effective" in still.get_attribute("alt")
+    assert "effective" in page.inner_text(".frames-text")
+
+
+def test_slides_of_a_chapter(tmp_path):
+    """A heading begins a slide, a second picture another one; tags add source and leave cells out."""
+    picture = nbformat.v4.new_output("display_data", {"image/png": "aGk="}, metadata={"image/png": {"alt": "a <b>"}})
+    printed = nbformat.v4.new_output("stream", text="1 < 2\n")
+    text, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
+    cells = [
+        text(
+            "# Title\n\nA question?\n\nBack: [00](00.ipynb) | [contents](../README.md#the-book)\n\n![p](pictures/p.png)"
+        ),
+        text("## One\n\nFirst, $x_0$ of [02](02.ipynb).\n\nSecond."),
+        code("draw()", outputs=[picture, picture, printed]),
+        code("x = 1", metadata={"tags": ["slide"]}),
+        text("Left out.", metadata={"tags": ["no-slide"]}),
+        text("As follows:\n\n- a list\n\nMore.\n\n## Two\n\nThe sizes:"),
+        code("print()", outputs=[printed]),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "07_x.ipynb")
+    title, one, two, three, four, five = slides.deck(tmp_path / "07_x.ipynb")
+    assert (title.heading, title.text.strip()) == ("Title", "A question?") and 'src="pictures/p.png"' in title.shown
+    assert re.match(r"<section>\n<h2>One</h2>\n<p>First, <span[^>]*>\\\(x_0\\\)</span> of 02.</p>", one.html(2))
+    assert one.shown == two.shown and 'alt="a &lt;b&gt;"' in one.shown and "Second." in one.html(2).split("<aside")[1]
+    assert (two.heading, two.text, three.shown) == ("One", "", "<pre><code>x = 1</code></pre>")
+    assert four.text == "As follows:\n\n- a list" and four.notes.strip() == "More."
+    assert five.shown == "<pre>1 &lt; 2\n</pre>"
+
+
+def test_slides_move(visit, pages):
+    """Every chapter has its deck with all its pictures; keys turn the slides."""
+    if not build_site.REVEAL.is_dir():
+        pytest.skip("no reveal.js: make site brings it from npm")
+    for path in sorted(frames.FOLDER.glob("[0-9]*.ipynb")):
+        deck = (pages / "slides" / f"{path.stem}.html").read_text(encoding="utf-8")
+        cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        drawn = [o.data["text/plain"] for c in cells for o in c.outputs if "image/png" in o.get("data", {})]
+        moving = [text for text in drawn if text.startswith("[sliders: ") and path.stem in frames.MOVES]
+        assert deck.count('<img src="../_images/') == len(drawn) - len(moving)
+    page = visit("slides/03_aliasing.html")
+    page.wait_for_selector("section.present h1")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("section.present h2")
+    assert page.url.endswith("#/1") and page.query_selector("section.present img").is_visible()
+
+
+def test_search_finds(visit):
+    page = visit("search.html?q=ESPIRiT")
+    page.wait_for_selector("#search-results li a")
+    found = [link.get_attribute("href") for link in page.query_selector_all("#search-results li a")]
+    assert any("15_multicoil" in address for address in found)
+
+
+def test_every_page_opens(visit, pages):
+    """No page asks another host or complains, all readers can use it, in light and in dark, and it fits a phone."""
+    page, found = visit("index.html", has_touch=True), []
+    address = page.url.removesuffix("index.html")
+    for path in sorted(pages.rglob("*.html")):
+        name = path.relative_to(pages).as_posix()
+        if "_static" in path.parts:  # themes keep templates there
+            continue
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.goto(address + name)
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            page.wait_for_function("s => (document.documentElement.dataset.theme ?? s) === s", arg=scheme)
+            found += [f"{name}, {scheme}: {obstacle}" for obstacle in lab.obstacles(page)]
+        page.set_viewport_size({"width": 390, "height": 844})
+        if (width := page.evaluate("document.documentElement.scrollWidth")) > 390:
+            found.append(f"{name} is {width} pixels wide on a phone")
+    assert not found
+
+
+def test_front_page_on_a_phone(visit):
+    assert not lab.obstacles(visit("index.html", **PHONE))
+
+
+def test_obstacles_are_found(browser):
+    """What lab.obstacles asks of a page: each fault of a bad one, and none of its mended parts."""
+    page = browser.new_page()
+    page.set_content("""<title></title><h1>A</h1><h3>skipped</h3><h4>right</h4>
+      <input id="bare"><label>named <input></label><select id="menu"><option>a</option></select>
+      <a href="#" id="empty"><img src="data:," alt=""></a><a href="#">named</a><canvas id="blank"></canvas>
+      <canvas aria-label="named"></canvas><img src="data:,pixels"><img src="data:," alt="named">
+      <p id="grey" style="color: #777">4.48</p><p style="color: #767676">4.54</p>
+      <p id="thin" style="opacity: 0.5">faint</p><p style="color: #949494; font-size: 24px">large, 3.03</p>
+      <div style="background: #000"><p id="dark" style="color: rgb(0 0 0 / 80%)">on black</p></div>
+      <p style="display: none; color: white">not seen</p>
+      <p><button id="still" style="outline: 0">plain</button></p><button>right</button>
+      <button style="outline: 0" disabled>off</button>""")
+    found = lab.obstacles(page)
+    assert found[:3] == ["no language", "no title", 'level 3 follows no 2: h3. "skipped"']
+    named = [re.search(r"#(\w+)", fault) for fault in found[3:]]
+    assert sorted(match[1] if match else "img" for match in named) == [
+        "bare", "blank", "dark", "empty", "grey", "img", "menu", "still", "thin",
+    ]  # fmt: skip
+    page.close()

@@ -1,0 +1,63 @@
+"""Score networks beside every tuned classical method on the validation volumes, at 4x and at 8x.
+
+usage: python tools/methods_table.py RESULT.json CHECKPOINT.pt [CHECKPOINT.pt ...]
+
+All checkpoints are of one task. The classical methods are tuned on training slices, at each acceleration for itself.
+Masks, metrics and intervals are those of train.py. Each network is compared with all methods before it, volume by
+volume; p values are corrected after Holm for the number of these comparisons. docs/results.md and notebook 15 show
+the results.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path[:0] = [".", ".."]  # where mri_utils.py may be, seen from here
+
+import mri_utils as mri  # noqa: E402
+import train  # noqa: E402
+
+
+def table(task_name, networks, acceleration, center_fraction):
+    """What summarize_run says of all methods; the paired differences are those of each network in its turn."""
+    sampling = {"acceleration": acceleration, "center_fraction": center_fraction}
+    settings = train.settled(task=task_name, device="cpu", **sampling)
+    train_set, val_set = train.load_data(settings)
+    task = mri.TASKS[task_name]
+    if task_name == "single_coil":  # train.py's own table has only those that take seconds
+        baselines, tuned = mri.tuned_classical(train_set, mri.Machine(), list(mri.CLASSICAL), slices=8)
+    else:
+        baselines, tuned = task.baselines(train_set, mri.Machine())
+    methods = dict([task.start]) | baselines | networks
+    scores = {name: scored._replace(images=[]) for name, scored in mri.score_each(methods, val_set).items()}
+    best = {name: scores.pop(name) for name in ["attainable"] if name in scores}
+    learned = [name for name in scores if name in networks]
+    scores = {name: scores[name] for name in scores if name not in networks} | best | {n: scores[n] for n in learned}
+    paired = {}
+    for last in range(len(scores) - len(networks), len(scores)):
+        metrics = mri.summarize_run(dict(list(scores.items())[: last + 1]), val_set, vars(settings))
+        paired |= metrics["paired"]
+        print(*mri.lead_lines(metrics | {"paired": paired}), sep="\n")
+    for metric in ("ssim", "psnr", "ssim_head", "psnr_head"):
+        corrected = mri.holm([found[metric]["wilcoxon_p"] for found in paired.values()])
+        for found, p in zip(paired.values(), corrected):
+            found[metric]["holm_p"] = p
+    print(mri.metrics_table(metrics), flush=True)
+    kept = {name: metrics[name] for name in ("data", "methods", "attained", "seconds_per_slice")}
+    return kept | {"paired": paired, "tuned": tuned, "sampling": sampling}
+
+
+def main(result, *checkpoints):
+    trained = [mri.read_checkpoint(path)["parameters"] for path in checkpoints]
+    called = [mri.read_call(parameters["model"], "model")[0] for parameters in trained]
+    names = [call if called.count(call) == 1 else Path(path).stem for call, path in zip(called, checkpoints)]
+    networks = {name: mri.load_model(path) for name, path in zip(names, checkpoints)}
+    task = trained[0].get("task", "single_coil")
+    tables = {}
+    for factor in (4, 8):
+        tables[f"{factor}x"] = table(task, networks, float(factor), 0.32 / factor)
+        mri.replace_file(Path(result), lambda path: path.write_text(json.dumps(tables, indent=1) + "\n"))
+
+
+if __name__ == "__main__":
+    mri.run_or_explain(lambda: main(*sys.argv[1:])) if len(sys.argv) > 2 else sys.exit(__doc__)
