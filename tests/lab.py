@@ -28,6 +28,7 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
 SLIDERS = re.compile(r"mri\.(explore|playground)\(")  # calls that show sliders above a picture
 NOTEBOOKS = sorted((mri.ROOT / "notebooks").glob("[0-9]*.ipynb"))
+SCREENSHOTS = mri.ROOT / "runs" / "browser"  # where the tests leave what they saw, to be looked at
 # values that make a notebook quick, where its parameters cell has them
 SMALL = {"epochs": 1, "features": 4, "levels": 2, "train_slices": 4, "volume_number": 1, "slice_number": 1}
 SMALL |= {"slices_per_acceleration": 3, "val_slices": 4, "matrix": 48, "members": 2, "heads": 1, "head_matrix": 64}

@@ -15,7 +15,6 @@ pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 pytest.importorskip("jupyterlab")
 import lab
 
-SCREENSHOTS = mri.ROOT / "runs" / "browser"
 # moving one of these changes how many samples are kept, which a text beside the picture must say
 FORMS = ("11_blinded_reading",)  # pictures beside questions, not under sliders: see test_notebooks.py
 MASK_CONTROLS = ("acceleration", "undersampling", "center fraction")
@@ -185,9 +184,9 @@ def test_a_notebook_in_the_browser(path, address, browser):
             choose_others(page, area)
             heights = page.page.evaluate("() => book.heights_seen()")
             assert len(heights) == 1, f"the page jumps: the output's height is {heights}"
-            SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+            lab.SCREENSHOTS.mkdir(parents=True, exist_ok=True)
             area.scroll_into_view_if_needed()
-            page.page.screenshot(path=SCREENSHOTS / f"{path.stem}_{number}.png")
+            page.page.screenshot(path=lab.SCREENSHOTS / f"{path.stem}_{number}.png")
         assert not page.errors()
         panels = page.panels()
         assert len(panels) == expected + path.read_text(encoding="utf-8").count("mri.show_controls(")
@@ -213,8 +212,8 @@ def test_the_playground_as_a_web_page(address, browser):
         assert not (set(trained) - fitting) & set(shown), "a network of another task"
         for label, handle in lab.sliders(area):
             move_by_key(page, area, label, handle)
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        page.page.screenshot(path=SCREENSHOTS / "playground_voila.png")
+        lab.SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        page.page.screenshot(path=lab.SCREENSHOTS / "playground_voila.png")
         assert not page.faults
     finally:
         page.page.close()
@@ -236,9 +235,9 @@ def test_the_playground_on_a_phone(address, browser):
         box = rail.bounding_box()
         page.touchscreen.tap(box["x"] + 0.5 * box["width"], box["y"] + box["height"] / 2)
         page.wait_for_function("([area, old]) => book.pixels(area) != old", arg=[area, before], timeout=30_000)
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        lab.SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         page.evaluate("() => document.querySelector('img.widget-image').scrollIntoView({block: 'end'})")
-        page.screenshot(path=SCREENSHOTS / "playground_phone.png")
+        page.screenshot(path=lab.SCREENSHOTS / "playground_phone.png")
 
 
 def test_a_static_notebook_on_a_phone(browser, tmp_path):

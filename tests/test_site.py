@@ -28,7 +28,6 @@ import frames
 import lab
 import slides
 
-SCREENSHOTS = mri.ROOT / "runs" / "browser"
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 
@@ -283,11 +282,11 @@ def test_sliders_move(visit, name):
     assert figure.get_attribute("data-shown") == str(number)
     words = html.unescape(re.sub("<[^>]*>", " ", about["frames"][number]["text"]))
     assert "".join(settled(figure)[1].split()) == "".join(words.split())
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    lab.SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     for width in (1280, 768, 390):
         page.set_viewport_size({"width": width, "height": 900})
         figure.scroll_into_view_if_needed()
-        page.screenshot(path=SCREENSHOTS / f"site_{name}_{width}.png")
+        page.screenshot(path=lab.SCREENSHOTS / f"site_{name}_{width}.png")
 
 
 def test_panel_is_the_stored_picture(visit):

@@ -268,11 +268,10 @@ def test_networks_in_the_browser(page, name):
 
 def test_everything_fits(page):
     """All panels on one screen at 1280x800, a phone does not scroll sideways; screenshots to look at."""
-    folder = mri.ROOT / "runs" / "browser"
-    folder.mkdir(parents=True, exist_ok=True)
+    lab.SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     for width, height in ((1280, 800), (768, 1024), (390, 844)):
         page.set_viewport_size({"width": width, "height": height})
-        page.screenshot(path=folder / f"web_{width}.png")
+        page.screenshot(path=lab.SCREENSHOTS / f"web_{width}.png")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.set_viewport_size({"width": 1280, "height": 800})
     assert page.evaluate("document.documentElement.scrollHeight") <= 800
