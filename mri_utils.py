@@ -268,25 +268,24 @@ from mri_parts.figures import (
 # Kinds of experiments
 from mri_parts.tasks import TASKS, Task, read_data, read_files, settle, show_check, tell_other_sampling, tuned_classical
 
+# What metrics.json says, as tables
+from mri_parts.tables import best_rivals, lead_lines, metrics_table, share_cell, show_metrics
+
 # Run folders
 from mri_parts.runs import (
     Run,
     RunState,
     SAME_EXPERIMENT,
-    best_rivals,
     changed_parameters,
     compare_runs,
     describe,
     describe_data,
-    lead_lines,
-    metrics_table,
     peak_memory,
     provenance,
     quality_warnings,
     read_run,
     save_progress,
     save_run,
-    share_cell,
     summarize_run,
     typed_command,
     write_reconstruction,

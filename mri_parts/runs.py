@@ -26,23 +26,15 @@ from torch import Tensor
 from mri_parts.basics import ROOT, BadInput, hash_of, mean, read_call, replace_file
 from mri_parts.checks import look_at_all
 from mri_parts.dataset import Sample, SliceDataset
-from mri_parts.figures import compare, format_table, method_name, save_figure, show_curves
+from mri_parts.figures import compare, save_figure, show_curves
 from mri_parts.images import output_formats, write_dicom, write_nifti
 from mri_parts.masks import sampling_mask
 from mri_parts.methods import Machine, Method, reconstruct, zero_filled
-from mri_parts.metrics import (
-    METRIC_STYLES,
-    PARTS,
-    attained,
-    compare_paired,
-    find_shift,
-    interval,
-    metric_cells,
-    summarize,
-)
+from mri_parts.metrics import attained, compare_paired, find_shift, metric_cells, summarize
 from mri_parts.networks import MODEL_DEFAULTS, MODELS, model_arguments
 from mri_parts.parameters import script_defaults
 from mri_parts.processes import rank_and_size
+from mri_parts.tables import share_cell
 from mri_parts.tasks import settle
 from mri_parts.training import as_written_today, read_checkpoint, save_checkpoint
 from mri_parts.volumes import Volume
@@ -356,84 +348,6 @@ def summarize_run(
         "warnings": quality_warnings(scores, val_set),
         "seconds_per_slice": {name: seconds for name, (_, _, seconds) in scores.items()},
     }
-
-
-def best_rivals(metrics: Mapping[str, Any], names: Sequence[str] = ("ssim", "psnr")) -> dict[str, str]:
-    """Of each metric the best that learns nothing, against which a network's lead counts.
-
-    Args:
-        metrics: what metrics.json holds.
-        names: of metrics of which more is better.
-    Returns:
-        metric -> method; without metrics that the run has not.
-    """
-    *others, network = metrics["methods"]
-    rivals = [name for name in others if name != "attainable" and name not in MODELS]
-    known = [name for name in names if name in metrics["methods"][network]]
-    return {m: max(rivals, key=lambda name: metrics["methods"][name][m]["mean"]) for m in known} if rivals else {}
-
-
-def lead_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """How far the network is ahead of the best that learns nothing, or behind it, by each figure: a line each.
-
-    Args:
-        metrics: what metrics.json holds; runs before there were figures in the head have two lines.
-    Returns:
-        the lines; where the network is behind by any figure, a last one that says not to use it.
-    """
-    network, lines, better = list(metrics["methods"])[-1], [], dict[str, None]()
-    for name, rival in best_rivals(metrics, ("ssim", "psnr", "ssim_head", "psnr_head")).items():
-        found = metrics["paired"][f"{network} - {rival}"][name]
-        low, high = found["ci95"]
-        verdict = "ahead of" if low > 0 else "behind" if high < 0 else "not told apart from"
-        metric, _, part = name.partition("_")
-        title = f"{metric.upper()} {PARTS.get(part, 'of the whole image')}"
-        lead = interval(found, METRIC_STYLES[metric][1])
-        lines.append(f"{title}: {verdict} the best that learns nothing, {method_name(rival)}, {lead}")
-        better |= {method_name(rival): None} if high < 0 else {}
-    if better:
-        lines.append(f"Do not use {method_name(network)} on data like these: {', '.join(better)} is ahead.")
-    return lines
-
-
-def share_cell(metrics: Mapping[str, Any], method: str, part: str = "") -> dict[str, str]:
-    """A cell of a method's row: which share of the attainable gain it reached; nothing where that is not known."""
-    ending = f"_{part}" if part else ""
-    found = metrics.get("attained", {}).get(method, {})
-    shares = [f"{found[m + ending]:.0%} {m.upper()}" for m in ("ssim", "psnr") if m + ending in found]
-    return {"of the attainable gain": ", ".join(shares)} if shares else {}
-
-
-def metrics_table(metrics: Mapping[str, Any], by_acquisition: bool = False) -> str:
-    """metrics.json as a table of text: mean [95 % interval] of each method, and the paired differences.
-
-    Below the whole image come the head and the noise-free image, see PARTS, then how far the network is ahead.
-    """
-    data, speed = metrics["data"], metrics["seconds_per_slice"]
-    rows: list[dict[str, str]] = []
-    for part in ("", *PARTS):
-        block = [
-            {"": name} | metric_cells(found, part) | share_cell(metrics, name, part)
-            for name, found in metrics["methods"].items()
-        ]
-        block += [{"": name} | metric_cells(found, part) for name, found in metrics["paired"].items()]
-        if not part:
-            for row in block[: len(metrics["methods"])]:
-                row["ms per slice"] = f"{1000 * speed[row['']]:.0f}"
-        if len(block[0]) > 1:  # older runs have the whole image only
-            rows += ([{}, {"": f"{PARTS[part]}:"}] if part else []) + block
-    for kind, methods in metrics["per_acquisition"].items() if by_acquisition else ():
-        rows += [{}, {"": kind}, *({"": f"  {name}"} | metric_cells(found) for name, found in methods.items())]
-    lines = [
-        f"{data['volumes']} {'simulated ' if data['simulated'] else ''}validation volumes of {data['subjects']} "
-        f"subjects, effective acceleration {data['effective_acceleration']:.2f}; per volume, data range = "
-        "maximum of the volume; mean [95 % bootstrap interval over subjects]",
-        format_table(rows),
-        *lead_lines(metrics),
-    ]
-    if data["subjects"] < data["volumes"]:
-        lines.append("Several volumes are of one subject: the intervals come from resampling whole subjects.")
-    return "\n".join(lines + [f"warning: {text}" for text in metrics.get("warnings", ())])
 
 
 def write_reconstruction(folder: str | Path, volume: Volume, image: Tensor, formats: str = "h5") -> None:

@@ -16,7 +16,7 @@ FLOORS = [
     ["images", "heart", "dataset"],
     ["methods", "formats"],
     ["training", "figures", "raw"],
-    ["tasks"],
+    ["tables", "tasks"],
     ["runs", "playground", "super_resolution", "cine", "coils"],
 ]
 PARTS = mri.ROOT / "mri_parts"

@@ -9,11 +9,11 @@ import statistics
 import subprocess
 import sys
 
+import lab
 import nbformat
 import pytest
 import torch
 
-import lab
 import mri_utils as mri
 
 papermill = pytest.importorskip("papermill")
