@@ -7,6 +7,7 @@ so that nothing in the repository changes. The browser is the chromium of the sy
 import contextlib
 import functools
 import http.server
+import importlib.util
 import json
 import os
 import re
@@ -32,15 +33,8 @@ SCREENSHOTS = mri.ROOT / "runs" / "browser"  # where the tests leave what they s
 # values that make a notebook quick, where its parameters cell has them
 SMALL = {"epochs": 1, "features": 4, "levels": 2, "train_slices": 4, "volume_number": 1, "slice_number": 1}
 SMALL |= {"slices_per_acceleration": 3, "val_slices": 4, "matrix": 48, "members": 2, "heads": 1, "head_matrix": 64}
-SMALL |= {
-    "model": "unet(features=4, levels=2)",
-    "repeats": 20,
-    "pair_count": 3,
-    "second": "zero_filled",
-    "val_hearts": 2,
-    "calibration_heads": 12,
-    "test_heads": 3,
-}
+SMALL |= {"model": "unet(features=4, levels=2)", "repeats": 20, "pair_count": 3, "second": "zero_filled"}
+SMALL |= {"val_hearts": 2, "calibration_heads": 12, "test_heads": 3}
 
 # Runs in the page. A widget's controls and picture share an output area.
 SCRIPT = """() => {
@@ -92,6 +86,20 @@ window.book = {
   },
 };
 }"""
+
+
+def has_browser():
+    """Whether test_browser.py can run: Chromium, playwright and JupyterLab are installed."""
+    packages = ("playwright", "jupyterlab")
+    return bool(shutil.which("chromium")) and all(map(importlib.util.find_spec, packages))
+
+
+def everything_here():
+    """All files of the repository but those of tools, and of other tests, which may run at the same time."""
+    passing = {".git", ".venv", "__pycache__", ".hypothesis", "data", ".pytest_cache", ".mypy_cache", ".ruff_cache"}
+    here = {path for path in mri.ROOT.rglob("*") if not passing & set(path.parts)}
+    others = {*SCREENSHOTS.parents, SCREENSHOTS}  # runs/ too: it is there once a test has left a picture
+    return {p for p in here - others if SCREENSHOTS not in p.parents and not p.name.startswith(".coverage")}
 
 
 def prepare(path, folder, parameters):

@@ -5,15 +5,13 @@ Screenshots are kept in runs/browser, to be looked at.
 
 import shutil
 
+import lab
 import pytest
 
 import mri_utils as mri
 
-if not shutil.which("chromium"):
-    pytest.skip("no chromium: apt-get install chromium", allow_module_level=True)
-pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-pytest.importorskip("jupyterlab")
-import lab
+if not lab.has_browser():
+    pytest.skip("apt-get install chromium; pip install playwright jupyterlab", allow_module_level=True)
 
 # moving one of these changes how many samples are kept, which a text beside the picture must say
 FORMS = ("11_blinded_reading",)  # pictures beside questions, not under sliders: see test_notebooks.py
@@ -22,15 +20,17 @@ MASK_CONTROLS = ("acceleration", "undersampling", "center fraction")
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """JupyterLab on copies of all notebooks."""
+    """JupyterLab on copies of all notebooks, which leave nothing in the repository."""
     folder = tmp_path_factory.mktemp("lab")
     own = {"data": str(lab.data(folder, 96)), "answers": str(folder / "answers.json"), "hearts": str(folder / "hearts")}
     notebooks = folder / "root" / "notebooks"
     notebooks.mkdir(parents=True)
     for path in lab.NOTEBOOKS:
         lab.prepare(path, notebooks, lab.SMALL | own | {"out": str(folder / path.stem)})
+    before = lab.everything_here()
     with lab.served(notebooks.parent) as address:
         yield address
+    assert lab.everything_here() - before == set()
 
 
 @pytest.fixture(scope="module")

@@ -23,13 +23,8 @@ NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 SOLUTIONS = sorted(FOLDER.glob("solutions/*.ipynb"))
 ALL_NOTEBOOKS = [*sorted(FOLDER.glob("*.ipynb")), *SOLUTIONS]
 TRAINING = FOLDER / "04_train_unet.ipynb"
-# values that make a notebook's parameters small, where its parameters cell has them
-SMALL = {"epochs": 1, "features": 4, "levels": 2, "train_slices": 4}  # 07 and 10; as a call in 04 and elsewhere
-PLACES = {"volume_number": 1, "slice_number": 1, "slices_per_acceleration": 4, "val_slices": 4, "matrix": 48}
-PLACES |= {"members": 2, "heads": 1, "head_matrix": 64, "repeats": 20, "pair_count": 3, "second": "zero_filled"}
-PLACES |= {"val_hearts": 2, "model": "unet(features=4, levels=2)", "calibration_heads": 12, "test_heads": 3}
-
-
+# test_browser.py runs all of them where there is a browser
+RUN_HERE = [path for path in NOTEBOOKS if path.stem == "01_load_kspace" or not lab.has_browser()]
 TRAINED = {"epochs": 1, "model": "unet(features=4, levels=2)", "train_slices": 4}
 
 
@@ -39,14 +34,6 @@ def execute(path, folder, **parameters):
         *(str(path), str(folder / "executed.ipynb"), parameters),
         **{"cwd": str(folder), "progress_bar": False, "execution_timeout": 300},
     )
-
-
-def everything_here():
-    """All files of the repository but those of tools, and of other tests, which may run at the same time."""
-    passing = {".git", ".venv", "__pycache__", ".hypothesis", "data", ".pytest_cache", ".mypy_cache", ".ruff_cache"}
-    here = {path for path in mri.ROOT.rglob("*") if not passing & set(path.parts)}
-    others = {*lab.SCREENSHOTS.parents, lab.SCREENSHOTS}  # runs/ too: it is there once a test has left a picture
-    return {p for p in here - others if lab.SCREENSHOTS not in p.parents and not p.name.startswith(".coverage")}
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +47,7 @@ def printed(notebook):
     return "\n".join(o.get("text", "") or str(o.get("data", {}).get("text/plain", "")) for o in outputs)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUN_HERE, ids=lambda path: path.stem)
 def test_runs_from_a_foreign_directory(path, tiny, tmp_path):
     known = papermill.inspect_notebook(str(path))
     own = {
@@ -69,12 +56,11 @@ def test_runs_from_a_foreign_directory(path, tiny, tmp_path):
         "answers": str(tmp_path / "answers.json"),
         "hearts": str(tmp_path / "hearts"),
     }
-    parameters = {name: value for name, value in (SMALL | PLACES | own).items() if name in known}
-    before = everything_here()
+    parameters = {name: value for name, value in (lab.SMALL | own).items() if name in known}
+    before = lab.everything_here()
     notebook = execute(path, tmp_path, **parameters)
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip())
-    after = everything_here()
-    assert after - before == set()  # it leaves nothing in the repository
+    assert lab.everything_here() - before == set()  # it leaves nothing in the repository
 
 
 def test_blinded_reading_is_kept_and_goes_on(tiny, tmp_path):
