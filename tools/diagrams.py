@@ -200,13 +200,18 @@ def book() -> Any:
             arrow(axis, (4.0 * number - 0.4, 11.65), (4.0 * number + 0.2, 11.65))
     honest = ("08 pitfalls", "09 metrics", "10 uncertainty", "11 blinded reading", "16 what fits", "18 guarantees")
     groups = [
-        (0.2, ORANGE, "better networks\nand sampling", ("06 beyond the U-Net", "07 sampling", "17 no references")),
+        (
+            0.2,
+            ORANGE,
+            "better networks\nand sampling",
+            ("06 beyond the U-Net", "07 sampling", "17 no references", "20 priors", "22 time machine"),
+        ),
         (7.0, RED, "honest figures", honest),
         (
             13.8,
             PURPLE,
             "other scans",
-            ("12 real scans", "13 super-resolution", "14 cine", "15 many coils", "19 outside"),
+            ("12 real scans", "13 super-resolution", "14 cine", "15 many coils", "19 outside", "21 real effects"),
         ),
     ]
     for x, colour, title, chapters in groups:
