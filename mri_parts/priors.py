@@ -110,17 +110,19 @@ def plug_and_play(
     kspace: Tensor,
     mask: Acquisition | Tensor | None,
     denoise: Denoise,
-    iterations: int = 30,
-    first: float = 0.3,
-    last: float = 0.01,
+    iterations: int = 40,
+    first: float = 0.4,
+    last: float = 0.003,
     noise: float = 0.0,
+    relaxation: float = 1.6,
     watch: Callable[[Tensor, Tensor, float], None] | None = None,
 ) -> Tensor:
-    """Half-quadratic splitting with a denoiser in the place of the prior.
+    """Splitting into prior and measurement (ADMM), with a denoiser in the place of the prior.
 
-    In turn: take noise off the image, of a level that falls from iteration to iteration; then put the measured samples
-    back, or, with `noise`, move towards them. Plug and play: Venkatakrishnan et al. 2013 (IEEE GlobalSIP); with a
-    falling level: Zhang et al. 2021 (IEEE TPAMI 44(10), arXiv 2008.13751).
+    In turn: take noise off the image, of a level that falls from iteration to iteration; put the measured samples back
+    or, with `noise`, move towards them; remember how far the two disagreed. Plug and play: Venkatakrishnan et al. 2013
+    (IEEE GlobalSIP); with a falling level: Zhang et al. 2021 (IEEE TPAMI 44(10), arXiv 2008.13751), who remember
+    nothing; relaxation: Boyd et al. 2011 (Found. Trends Mach. Learn. 3(1)).
 
     Args:
         kspace: (batch, [coils,] H, W) complex, zero where not measured; the samples of the acquisition.
@@ -130,19 +132,27 @@ def plug_and_play(
         iterations: each one pass through the denoiser and one pair of FFTs; with coil maps some thirty pairs per coil.
         first, last: standard deviation that the denoiser is told of, in parts of the zero-filled image's peak.
         noise: of the measured samples, in the same unit; 0 keeps them exactly.
-        watch: called after every iteration with what the denoiser returned, the new image (both without scale and
-            phase), and the level.
+        relaxation: 1 takes the denoised image as it is, up to 2 goes beyond it.
+        watch: called after every iteration with what the denoiser returned and this with the measured samples (both
+            without scale and phase), and the level.
     Returns:
         (batch, H, W) complex image, in the units of the k-space.
     """
     A, measured, scale, phase = _start(kspace, mask)
-    image = A.H(measured) / A.gain
-    for level in noise_levels(first, last, iterations):
-        clean = denoise(image * phase.conj(), level) * phase
-        image = keep_measured(clean, measured, A, level**2 / (level**2 + noise**2))
+    image = answer = A.H(measured) / A.gain
+    disagreement = torch.zeros_like(image)
+    levels = noise_levels(first, last, iterations)
+    for level, following in zip(levels, [*levels[1:], last]):
+        weight = level**2 / (level**2 + noise**2)
+        clean = denoise((image + disagreement) * phase.conj(), level) * phase
+        beyond = torch.lerp(image, clean, relaxation)
+        image = keep_measured(beyond - disagreement, measured, A, weight)
+        disagreement = (following / level) ** 2 * (disagreement + image - beyond)
+        if watch or level == levels[-1]:
+            answer = keep_measured(clean, measured, A, weight)
         if watch:
-            watch(clean * phase.conj(), image * phase.conj(), level)
-    return image * scale
+            watch(clean * phase.conj(), answer * phase.conj(), level)
+    return answer * scale
 
 
 def posterior_samples(
@@ -150,19 +160,20 @@ def posterior_samples(
     mask: Acquisition | Tensor | None,
     denoise: Denoise,
     count: int = 8,
-    steps: int = 40,
-    first: float = 1.0,
+    steps: int = 20,
+    first: float = 0.4,
     last: float = 0.01,
     seed: int = 0,
 ) -> Tensor:
     """Images that agree with a measurement and look like the images that the denoiser learned from, drawn at random.
 
-    A diffusion model run backwards. Each step asks the denoiser for the mean of all images behind a noisy one, puts
-    the measured samples into that, and draws the image of the next lower level around it (the ancestral sampling of Ho
-    et al. 2020, arXiv 2006.11239, for noise that is only added: Song et al. 2021, arXiv 2011.13456; with the range of
-    the measurement set exactly: Wang et al. 2023, arXiv 2212.00490). For MRI: Jalal et al. 2021 (arXiv 2108.01368),
-    Chung and Ye 2022 (arXiv 2110.05243). The samples are those of the posterior as far as the denoiser is the mean, the
-    steps are many, and the measured samples are without noise; none of it holds exactly.
+    A diffusion model run backwards, from a good guess: the result of plug_and_play gets noise, and loses it again in
+    small steps (Chung, Sim and Ye 2022, CVPR, arXiv 2112.05146). Each step asks the denoiser for the mean of all clean
+    images behind the noisy one, puts the measured samples into that (Wang et al. 2023, arXiv 2212.00490), and draws the
+    image of the next lower level around it (the ancestral sampling of Ho et al. 2020, arXiv 2006.11239, for noise that
+    is only added). For MRI: Jalal et al. 2021 (arXiv 2108.01368), Chung and Ye 2022 (arXiv 2110.05243). The samples are
+    those of the posterior as far as the first level makes the guess forgotten, the denoiser is the mean, and the
+    steps are many; none of it holds exactly.
 
     Args:
         kspace: (H, W) complex, zero where not measured; the samples of the acquisition of one slice.
@@ -170,7 +181,7 @@ def posterior_samples(
         denoise: as in plug_and_play; all samples go through it at once.
         count: images.
         steps: passes through the denoiser.
-        first, last: noise levels, in parts of the zero-filled image's peak.
+        first, last: noise levels, in parts of the zero-filled image's peak. A low first level stays near the guess.
         seed: of the noise.
     Returns:
         (count, H, W) complex images, in the units of the k-space. All of them hold the measured samples.
@@ -181,13 +192,13 @@ def posterior_samples(
     def draw() -> Tensor:
         return torch.view_as_complex(torch.randn(count, *phase.shape, 2, generator=random)).to(phase.device)
 
-    image = A.H(measured) / A.gain + first * draw()
+    image = plug_and_play(kspace[None], mask, denoise) / scale + first * draw()
     levels = noise_levels(first, last, steps)
     for level, following in zip(levels, [*levels[1:], 0.0]):
-        mean = denoise(image * phase.conj(), level) * phase
-        mean = keep_measured(mean, measured.expand(count, *measured.shape), A)
+        guess = denoise(image * phase.conj(), level) * phase
+        guess = keep_measured(guess, measured.expand(count, *measured.shape), A)
         kept = (following / level) ** 2  # of the noise that is there; the rest is drawn anew
-        image = mean + kept * (image - mean) + following * math.sqrt(1 - kept) * draw()
+        image = guess + kept * (image - guess) + following * math.sqrt(1 - kept) * draw()
     return image * scale
 
 
@@ -208,7 +219,7 @@ class PlugAndPlay(nn.Module):
     LEVELS = (0.003, 1.0)  # lowest and highest noise of training, in parts of the image's peak
 
     def __init__(
-        self, features: int = 32, blocks: int = 2, iterations: int = 30, first: float = 0.3, last: float = 0.01
+        self, features: int = 32, blocks: int = 2, iterations: int = 40, first: float = 0.4, last: float = 0.003
     ) -> None:
         super().__init__()
         self.network = Denoiser(features, blocks)

@@ -82,7 +82,7 @@ def test_plug_and_play_keeps_what_was_measured(head, shipped):
     found = mri.plug_and_play(kspace, mask, shipped, 4, watch=lambda *step: seen.append(step))
     torch.testing.assert_close(mri.fft2c(found) * mask, kspace, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(found, mri.ifft2c(kspace), atol=0.01)
-    assert [level for *_, level in seen] == mri.noise_levels(0.3, 0.01, 4)
+    assert [level for *_, level in seen] == mri.noise_levels(0.4, 0.003, 4)
     scaled = mri.plug_and_play(7 * kspace, mask, shipped, 4)
     torch.testing.assert_close(scaled, 7 * found, rtol=1e-3, atol=1e-3)
     soft = mri.plug_and_play(kspace, mask, shipped, 4, noise=0.1)
