@@ -317,3 +317,6 @@ from mri_parts.coils import (
     sensitivity_maps,
     zero_filled_rss,
 )
+
+# Chapter 20
+from mri_parts.priors import Denoiser, PlugAndPlay, noise_levels, plug_and_play, posterior_samples

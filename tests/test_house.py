@@ -17,7 +17,7 @@ FLOORS = [
     ["methods", "formats"],
     ["training", "figures", "raw"],
     ["tables", "tasks"],
-    ["runs", "playground", "super_resolution", "cine", "coils"],
+    ["runs", "playground", "super_resolution", "cine", "coils", "priors"],
 ]
 PARTS = mri.ROOT / "mri_parts"
 FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
