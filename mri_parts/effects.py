@@ -17,8 +17,8 @@ from mri_parts.fourier import fft2c, ifft2c, nufft
 # In which order a scan takes its lines, and what follows from it.
 ORDERS = {
     "sequential": "a shot takes neighbouring lines",
-    "interleaved": "a shot takes every n-th line, for n shots",
-    "centre_out": "every shot begins near the centre and goes outwards on both sides",
+    "interleaved": "a shot takes every n-th line",
+    "centre_out": "a shot begins near the centre and goes outwards",
 }
 
 
@@ -26,8 +26,7 @@ def order_lines(mask: Tensor, order: str, shots: int) -> tuple[Tensor, Tensor]:
     """In which shot, and as which echo of it, a scan of several shots takes each line.
 
     A turbo spin echo excites once per shot and then takes one line with every echo. The head moves from shot to shot,
-    the signal decays from echo to echo: the order decides where in k-space either is seen. Hennig, Nauerth and
-    Friedburg 1986, MRM 3(6).
+    the signal decays from echo to echo: the order decides where in k-space either is seen.
 
     Args:
         mask: bool (W,), the lines that are measured.
@@ -61,8 +60,9 @@ def move_shots(kspace: Tensor, shot: Tensor, shifts: Tensor, angles: Sequence[fl
     """k-space of a head that lies somewhere else in every shot; within a shot it lies still.
 
     A shift by d multiplies k-space by exp(-2 pi i k d / N); a turned head has a turned k-space, which is read off the
-    grid by nufft. The head turns about the middle of the image, then it is shifted. What turns into the corners of
-    k-space was never measured and is 0 here. Zaitsev, Maclaren and Herbst 2015, JMRI 42(4).
+    grid by nufft. The head turns about the middle of the image, then it is shifted. Every pixel moves as a point, so
+    that what turns in from beyond the corners of k-space is not the head's. Zaitsev, Maclaren and Herbst 2015, JMRI
+    42(4).
 
     Args:
         kspace: (..., H, W) complex; pixels as wide as high.
@@ -98,11 +98,9 @@ def _turned(kspace: Tensor, rows: Tensor, columns: Tensor, angle: float) -> Tens
     # the turned image's sample at k is the image's own at k turned back
     y = (cosine * rows[:, None] + sine * columns) * height
     x = (cosine * columns - sine * rows[:, None]) * width
-    inside = (y.abs() <= (height + 1) / 2) & (x.abs() <= (width + 1) / 2)  # to the edge of the outermost sample
-    points = torch.stack([y.clamp(-height / 2, height / 2), x.clamp(-width / 2, width / 2)], -1)
-    images = ifft2c(kspace).reshape(-1, height, width)
+    images, points = ifft2c(kspace).reshape(-1, height, width), torch.stack([y, x], -1)
     samples = torch.stack([nufft(image.cpu(), points) for image in images]).to(kspace)
-    return (samples * inside.to(kspace.device)).reshape(*kspace.shape[:-1], len(columns))
+    return samples.reshape(*kspace.shape[:-1], len(columns))
 
 
 def off_resonance(kspace: Tensor, field: Tensor, bandwidth: float, axis: int = -2) -> Tensor:
@@ -145,8 +143,8 @@ def echo_decay(kspace: Tensor, echo: Tensor, spacing: float, t2: float | Tensor)
     """k-space of a turbo spin echo, whose lines are taken while the signal decays.
 
     Each line is weighted by exp(-(its time - the effective echo time) / T2). The effective echo time is that of the
-    line next to the centre, which decides the contrast, so that this line keeps its weight. Mulkern et al. 1990,
-    Magnetic Resonance Imaging 8(5).
+    line next to the centre, which decides the contrast, so that this line keeps its weight. A turbo spin echo was
+    called RARE at first: Hennig, Nauerth and Friedburg 1986, MRM 3(6).
 
     Args:
         kspace: (..., H, W) complex, all lines of the image at the effective echo time.
