@@ -177,9 +177,7 @@ def echo_decay(kspace: Tensor, echo: Tensor, spacing: float, t2: float | Tensor)
 AIR = ((-78.0, 0.0, 26.0, 14.0), (5.0, -58.0, 30.0, 12.0), (5.0, 58.0, 30.0, 12.0))  # frontal sinus, ears
 
 
-def air_field(
-    size: Sequence[int], pixel: float, tesla: float = 3.0, air: Sequence[Sequence[float]] = AIR
-) -> Tensor:
+def air_field(size: Sequence[int], pixel: float, tesla: float = 3.0, air: Sequence[Sequence[float]] = AIR) -> Tensor:
     """How much the air below an axial slice changes the frequency in it, with the main field along the slice's normal.
 
     Outside a ball of radius a the field changes by dchi / 3 * B0 * (a / r)^3 * (3 cos^2 - 1), with dchi = 9.4 ppm
