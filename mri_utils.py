@@ -117,6 +117,9 @@ from mri_parts.classical import (
     wavelet_transform,
 )
 
+# Motion between shots, off-resonance, decay over an echo train
+from mri_parts.effects import AIR, ORDERS, air_field, echo_decay, move_shots, off_resonance, order_lines
+
 # Files of k-space
 from mri_parts.volumes import (
     DEFAULT_AXES,

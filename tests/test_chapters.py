@@ -1,4 +1,4 @@
-"""Chapters 16 to 19: the functions that they write by hand, taken out of the notebooks and held against other ways."""
+"""Chapters 16 to 19 and 21: functions that they write by hand, taken out of the notebooks and held against other ways."""
 
 import ast
 import bisect
@@ -167,3 +167,72 @@ def test_coarser_pixels_show_the_same_image():
     assert torch.equal(coarser(kspace, 1.0), kspace)
     half = mri.ifft2c(coarser(kspace, 0.5))
     assert half.shape == (24, 32) and torch.allclose(half, image[::2, ::2], atol=1e-3)
+
+
+REAL = {"shots": 8, "millimetres": 3.0, "degrees": 2.0}
+
+
+def test_the_shift_of_a_few_lines_is_found(random):
+    """Against a shift that is known; ten lines of noise-free k-space are enough."""
+    known, kspace, columns = functions(21, **REAL), random(24, 32), torch.arange(11, 21)
+    kspace *= torch.exp(-((torch.arange(24) - 12.0)[:, None] ** 2 + (torch.arange(32) - 16.0) ** 2) / 50)
+    moved = mri.move_shots(kspace, torch.zeros(32, dtype=torch.long), torch.tensor([[0.8, -1.1]]))
+    found = known["shift_of"](moved[:, columns], kspace[:, columns], columns, 32, steps=8)
+    assert found.tolist() == pytest.approx([0.8, -1.1], abs=1e-3)
+    assert known["shift_of"](kspace[:, columns], kspace[:, columns], columns, 32).abs().max() < 1e-5
+
+
+def test_a_nod_leaves_the_central_shot_at_rest():
+    known = functions(21, **REAL)
+    for seed in range(20):
+        mask = mri.sampling_mask("random", (96,), 3, 0.1, seed=seed)
+        shot, _ = mri.order_lines(mask, "interleaved", 8)
+        shifts, angles = known["nod"](seed, shot, 3.0, 2.0, pixel=1.5)
+        centre = known["nearest_centre"](shot)
+        assert mask[centre] and abs(int(centre) - 48) <= 1
+        away = shifts.norm(dim=1)
+        assert int((away > 0).sum()) == 3 and float(away[shot[centre]]) == 0 and angles[shot[centre]] == 0
+        assert away[away > 0].tolist() == pytest.approx([2.0] * 3) and set(np.abs(angles)) == {0.0, 2.0}
+
+
+def test_the_point_spread_between_pixels():
+    """At whole pixels it is the discrete transform; without decay it is a sinc."""
+    spread = functions(21, **REAL)["point_spread"]
+    weights = torch.rand(40, generator=torch.Generator().manual_seed(0))
+    pixels, values = spread(weights, reach=10)
+    whole = np.fft.fftshift(np.abs(np.fft.ifft(np.fft.ifftshift(weights.numpy()))))
+    at = [int((pixels - place).abs().argmin()) for place in range(-9, 10)]
+    assert np.allclose(values[at].numpy(), whole[20 - 9 : 20 + 10] / float(values.max() * whole.max()), atol=2e-2)
+    pixels, values = spread(torch.ones(400), reach=10)
+    assert np.allclose(values.numpy(), np.abs(np.sinc(pixels.numpy())), atol=2e-3)
+
+
+@pytest.mark.parametrize("cascades", [1, 3])
+def test_unrolling_by_hand_is_the_network(cascades, random):
+    torch.manual_seed(0)
+    network = mri.build_model(f"unrolled(cascades={cascades}, inner='unet', features=2, levels=2, memory=1)").eval()
+    for inner in network.networks:  # which begins as the identity
+        torch.nn.init.normal_(inner.last.weight, std=0.1)
+    unroll, mask = functions(21, **REAL)["unroll"], torch.arange(16) % 2 == 0
+    kspace = random(*SIZE) * mask
+    with torch.inference_mode():
+        expected = network(kspace[None], mask[None, None], SIZE)[0]
+        assert torch.allclose(unroll(network, kspace, mask), expected, atol=1e-5)
+        trust = torch.where(torch.arange(16) < 8, 0.3, 1.0)
+        kept = mri.fft2c(unroll(network, kspace, mask, trust))
+        hard = mask & (trust == 1)
+        assert torch.allclose(kept[:, hard], kspace[:, hard], atol=1e-5)
+        assert not torch.allclose(kept[:, mask & (trust < 1)], kspace[:, mask & (trust < 1)], atol=1e-3)
+        network.consistency = "none"
+        if cascades == 1:
+            free = network(kspace[None], mask[None, None], SIZE)[0]
+            assert torch.allclose(unroll(network, kspace, mask, last=False), free, atol=1e-5)
+
+
+def test_residuals_are_relative():
+    """A scan whose shots are all as bad as usual, only twice, has nothing that stands out."""
+    against = functions(21, **REAL)["against"]
+    still = np.random.default_rng(0).uniform(0.1, 1, (5, 8))
+    assert np.allclose(against(2 * np.median(still, 0), still), 1)
+    odd = np.median(still, 0) * np.where(np.arange(8) == 3, 4, 1)
+    assert against(odd, still).argmax() == 3 and against(odd, still).max() == pytest.approx(4)

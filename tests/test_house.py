@@ -11,7 +11,7 @@ import mri_utils as mri
 FLOORS = [
     ["basics"],
     ["fourier", "hdf5", "metrics", "processes"],
-    ["masks", "classical", "volumes", "parameters"],
+    ["masks", "classical", "effects", "volumes", "parameters"],
     ["networks", "scanner", "checks"],
     ["images", "heart", "dataset"],
     ["methods", "formats"],
