@@ -1,4 +1,4 @@
-"""Chapters 16 to 19 and 21: functions that they write by hand, taken out of the notebooks and held against other ways."""
+"""Chapters 16 to 19 and 21: functions that they write by hand, taken from the notebooks and held against other ways."""
 
 import ast
 import bisect

@@ -182,7 +182,7 @@ def test_impossible_off_resonance_is_refused(random):
 
 
 def test_the_field_of_air():
-    """Twice as much above a ball as beside it, of the other sign; nothing without a main field; falls off as 1 / r^3."""
+    """Largest above a ball, zero at the magic angle; nothing without a main field; falls off as 1 / r^3."""
     one = mri.air_field((65, 65), 2.0, 3.0, [(0, 0, 20, 10)])
     assert one.dtype == torch.float32 and torch.allclose(one, one.flip(0)) and torch.allclose(one, one.T, atol=1e-4)
     assert float(one[32, 32]) == pytest.approx(2 * 42.577e6 * 3 * 9.4e-6 / 3 * (10 / 20) ** 3, rel=1e-5)
