@@ -1,4 +1,4 @@
-"""Chapters 16 to 19 and 21: functions that they write by hand, taken from the notebooks and held against other ways."""
+"""Chapters 16 to 21: functions that they write by hand, taken from the notebooks and held against other ways."""
 
 import ast
 import bisect
@@ -10,6 +10,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import mri_utils as mri
 
@@ -236,3 +237,32 @@ def test_residuals_are_relative():
     assert np.allclose(against(2 * np.median(still, 0), still), 1)
     odd = np.median(still, 0) * np.where(np.arange(8) == 3, 4, 1)
     assert against(odd, still).argmax() == 3 and against(odd, still).max() == pytest.approx(4)
+
+
+def test_plug_and_play_and_samples_by_hand_are_the_books(random):
+    """With a denoiser that is no network: it darkens all but the middle, the more so the more noise it is told of."""
+    outside = torch.ones(SIZE)
+    outside[4:12, 4:12] = 0
+
+    def darken(image, level):
+        return image * (1 - outside * level / (level + 0.1))
+
+    known, mask = functions(20, denoiser=darken), mri.sampling_mask("random", SIZE, 2, 0.2, seed=0)
+    kspace = (mri.fft2c(random(*SIZE)) * mask)[None]
+    mine = known["my_plug_and_play"](kspace, mask, 7, 0.5, 0.01)
+    assert torch.allclose(mine, mri.plug_and_play(kspace, mask, darken, 7, 0.5, 0.01), atol=1e-4)
+    assert not torch.allclose(mine, mri.ifft2c(kspace), atol=0.01)
+    samples = known["my_samples"](kspace[0], mask, 3, 5)
+    assert torch.allclose(samples, mri.posterior_samples(kspace[0], mask, darken, 3, 5), atol=1e-4)
+
+
+def test_the_coverage_of_samples_is_that_of_one_more_draw():
+    """Where the truth is one more draw the intervals hold nine of ten pixels; where the samples are too alike, fewer."""
+    torch.manual_seed(0)
+    truth = 5 + torch.randn(100, 100)
+    names = {"truth": truth, "inside": torch.ones(100, 100, dtype=bool), "draws": 8, "stats": stats}
+    samples = 5 + torch.randn(8, 100, 100) + 0j
+    found = functions(20, samples={4: samples, 8: 5 + (samples - 5) / 3}, **names)["calibration"]
+    covered = [float(found(a)["covered, of 90 %"].rstrip("%")) for a in (4, 8)]
+    assert covered[0] == pytest.approx(90, abs=1.5) and covered[1] < 60
+    assert float(found(4)["spread, rms"]) == pytest.approx(1, rel=0.03)
