@@ -207,8 +207,8 @@ class PlugAndPlay(nn.Module):
 
     In training it gets whole scans, adds noise of a random level, and is judged by what is left: it returns
     |x| + w |D(x + noise) - x|, whose squared distance to the reference |x| is the squared error of the complex image.
-    The weight w = (0.1 / level)^(1/2) keeps high levels from outweighing the low ones; at each level the best answer stays
-    the mean of all clean images behind the noisy one. Half of the batches are mirrored along either axis.
+    The weight w = (0.1 / level)^(1/2) keeps high levels from outweighing the low ones; at each level the best answer
+    stays the mean of all clean images behind the noisy one. Half of the batches are mirrored along either axis.
 
     Args:
         features, blocks: of Denoiser.
