@@ -206,15 +206,9 @@ class PlugAndPlay(nn.Module):
     """A denoiser that the book's loop can train, and that reconstructs as plug_and_play when it is trained.
 
     In training it gets whole scans, adds noise of a random level, and is judged by what is left: it returns
-<<<<<<< HEAD
-    |x| + w |D(x + noise) - x|, whose squared distance to the reference |x| is the squared error of the complex image.
-    The weight w = (0.1 / level)^(1/2) keeps high levels from outweighing the low ones; at each level the best answer
-    stays the mean of all clean images behind the noisy one. Half of the batches are mirrored along either axis.
-=======
     |x| + w |D(x + noise) - x|, whose squared distance to a reference |x| is w^2 times the squared error of the complex
     image. The weight w = (0.1 / level)^(1/2) keeps high levels from outweighing the low ones; at each level the best
     answer stays the mean of all clean images behind the noisy one. Half of the batches are mirrored along either axis.
->>>>>>> book-priors
 
     Args:
         features, blocks: of Denoiser.

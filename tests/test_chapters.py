@@ -257,11 +257,7 @@ def test_plug_and_play_and_samples_by_hand_are_the_books(random):
 
 
 def test_the_coverage_of_samples_is_that_of_one_more_draw():
-<<<<<<< HEAD
-    """Where the truth is one more draw the intervals hold nine of ten pixels; of samples too alike, fewer."""
-=======
     """Where the truth is one more draw, intervals hold nine of ten pixels; where samples are too alike, fewer."""
->>>>>>> book-priors
     torch.manual_seed(0)
     truth = 5 + torch.randn(100, 100)
     names = {"truth": truth, "inside": torch.ones(100, 100, dtype=bool), "draws": 8, "stats": stats}
