@@ -58,7 +58,7 @@ CHAPTERS = {
     "The heart of the book": ("notebooks/0[0-5]*.ipynb",),
     "Better networks, other masks": ("notebooks/0[67]*.ipynb",),
     "Honest figures": ("notebooks/0[89]*.ipynb", "notebooks/1[01]*.ipynb"),
-    "Other scans": ("notebooks/1[2-9]*.ipynb",),
+    "Other scans": ("notebooks/1[2-9]*.ipynb", "notebooks/2*.ipynb"),
     "Results": ("docs/results.md", "docs/challenge.md", "notebooks/[a-z]*.ipynb"),
     "To look up": ("docs/glossary.md", "docs/papers.md", "data/README.md", "checkpoints/README.md", "docs/*.md"),
     "Exercises, solved": ("notebooks/solutions/*.ipynb",),
