@@ -352,7 +352,8 @@ def test_slides_move(visit, pages):
     page.wait_for_selector("section.present h1")
     page.keyboard.press("ArrowRight")
     page.wait_for_selector("section.present h2")
-    assert page.url.endswith("#/1") and page.query_selector("section.present img").is_visible()
+    page.wait_for_function("location.hash == '#/1'", timeout=30_000)  # written a moment after the slide has turned
+    assert page.query_selector("section.present img").is_visible()
 
 
 def test_search_finds(visit):
