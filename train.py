@@ -58,7 +58,7 @@ adversary: str = ""  # "least_squares(weight=0.005)" or "wasserstein(weight=0.00
 start_from: str = ""  # checkpoint whose weights training starts from (fine-tuning)
 accumulate: int = 1  # pieces that a batch is taken in, one after the other: less memory, same steps
 # More about computing
-precision: str = "auto"  # of the network: float32, tf32 (on GPUs), bfloat16, or auto: bfloat16 on a GPU that has it
+precision: str = "auto"  # of the network: float32, tf32 (on GPUs), bfloat16, or auto: bfloat16 where it is fast
 compile: bool = False  # let torch.compile make the convolutions faster, where it can
 shards: int = 0  # groups of files, each for one process of torchrun (0: as many as processes)
 format: str = "h5"  # of the reconstructions, for example "nifti dicom"; .h5 is always written

@@ -4,6 +4,7 @@ Each test either gets what was promised, or one line that says why not (BadInput
 """
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import mri_utils as mri
+from conftest import BFLOAT16_IS_FAST
 from mri_parts.tasks import _check_numbers
 
 pytest.importorskip("hypothesis")
@@ -280,10 +282,13 @@ def test_learning_rates_that_cannot_work(lr):
         ("old", {"device": "cuda"}, ("cuda", "float32", 4)),
         ("new", {"precision": "tf32", "workers": 0}, ("cuda", "tf32", 0)),
         ("new", {"device": "cpu"}, ("cpu", "float32", 0)),
+        ("fast processor", {}, ("cpu", "bfloat16", 0)),
+        ("fast processor", {"precision": "float32"}, ("cpu", "float32", 0)),
     ],
 )
 def test_each_device_has_its_defaults(gpu, asked, settled, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu in ("new", "old"))
+    monkeypatch.setattr("mri_parts.methods.bfloat16_is_fast", lambda: gpu == "fast processor")
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or gpu == "new"
     )
@@ -293,6 +298,21 @@ def test_each_device_has_its_defaults(gpu, asked, settled, monkeypatch):
     assert (machine.device, machine.precision, machine.workers) == settled
     if machine.device == "cuda":
         assert torch.backends.cudnn.allow_tf32 == (machine.precision != "float32")
+
+
+@pytest.mark.parametrize(
+    "told, fast",
+    [
+        (None, False),  # no Linux
+        ("flags\t\t: fpu avx2 avx512f\n", False),
+        ("flags\t\t: fpu avx512f avx512_bf16 wbnoinvd\n", True),
+        ("flags\t\t: fpu amx_bf16\n", True),
+    ],
+)
+def test_a_processor_says_whether_it_multiplies_bfloat16(told, fast, monkeypatch):
+    monkeypatch.setattr(Path, "is_file", lambda path: told is not None)
+    monkeypatch.setattr(Path, "read_text", lambda path, **options: told)
+    assert BFLOAT16_IS_FAST() == fast
 
 
 @pytest.mark.parametrize(

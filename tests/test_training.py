@@ -350,6 +350,18 @@ def test_every_choice_trains(changes, tiny, tmp_path):
     assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), fresh.parameters()))
 
 
+def test_a_cpu_trains_in_bfloat16_and_scores_in_float32(tiny, tmp_path):
+    logs = []
+    for precision in ("float32", "bfloat16"):
+        only_train(data=tiny, out=tmp_path / precision, precision=precision)
+        logs.append((tmp_path / precision / "log.csv").read_text())
+    assert logs[0] != logs[1]
+    network = mri.load_model(tmp_path / "bfloat16" / "checkpoint.pt")
+    val_set = mri.SliceDataset(mri.read_folder(tiny / "val"), "random", 4.0, 0.08)
+    images = [mri.reconstruct_volume(network, val_set, 0, mri.Machine(precision=p))[0] for p in ("float32", "bfloat16")]
+    assert torch.equal(*images)
+
+
 @pytest.mark.parametrize("form", mri.ADVERSARIAL)
 def test_adversarial_training_is_logged_and_saved(form, tiny, tmp_path):
     out = tmp_path / "run"

@@ -1,4 +1,5 @@
-"""In the programs and kernels that tests start, baselines are tuned on one weight, in few iterations.
+"""In the programs and kernels that tests start, baselines are tuned on one weight, in few iterations, and networks
+compute in float32 on every processor.
 
 Python imports this at its start where PYTHONPATH has this folder: conftest.py sees to that. Such tests are about runs,
 reports and notebooks; what tuning finds is tested in test_classical.py, test_coils.py and test_cine.py.
@@ -16,6 +17,7 @@ def shorten(name, namespace):
         for method, (function, weights) in table.items():
             few = functools.partial(function, iterations=2 if method == "low_rank" else 40)
             table[method] = (few, weights[len(weights) // 2 :][:1])
+        namespace["bfloat16_is_fast"] = lambda: False
     elif name == "coils":
         table = namespace["PARALLEL"]
         table.update({method: (function, weights[2:3]) for method, (function, weights) in table.items()})
