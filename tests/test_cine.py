@@ -387,14 +387,56 @@ def test_networks_for_sequences(model, random):
             network(kspace[:, :2], mask[:, :2], (16, 24))
 
 
-def test_beginning_at_another_phase_of_the_beat_changes_nothing(random):
+@pytest.mark.parametrize("start", cine.STARTS)
+def test_beginning_at_another_phase_of_the_beat_changes_nothing(start, random):
     """The heartbeat is periodic, and so is the unrolled network."""
-    network, kspace = fresh("cine_unrolled"), random(1, 7, 16, 16)
+    network, kspace = fresh("cine_unrolled", start=start), random(1, 7, 16, 16)
     mask = mri.sampling_mask("kt", kspace.shape, 4, 0.1, 0)[None]
     with torch.inference_mode():
         first = network(kspace * mask, mask, (16, 16)).roll(3, 1)
         later = network((kspace * mask).roll(3, 1), mask.roll(3, 1), (16, 16))
     torch.testing.assert_close(later, first, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "start, first",
+    [
+        ("zero_filled", lambda kspace, mask: mri.ifft2c(kspace)),
+        ("view_sharing", mri.view_sharing),
+        ("temporal_tv", lambda kspace, mask: mri.temporal_tv(kspace, mask, 0.001, 60)),
+        ("temporal_tv(weight=0.01, iterations=5)", lambda kspace, mask: mri.temporal_tv(kspace, mask, 0.01, 5)),
+    ],
+)
+def test_a_network_that_changes_nothing_returns_its_start(start, first, random):
+    network, kspace = mri.build_model(f'cine_unrolled(start="{start}")').eval(), random(1, 4, 16, 16)
+    for weights in network.parameters():
+        torch.nn.init.zeros_(weights)
+    mask = mri.sampling_mask("kt", kspace.shape, 4, 0.1, 0)[None]
+    with torch.inference_mode():
+        film = network(kspace * mask, mask, (16, 16))
+    expected = mri.keep_measured(first(kspace * mask, mask), kspace * mask, mask)
+    torch.testing.assert_close(film, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "start, words",
+    [
+        ("temporaltv", "did you mean 'temporal_tv'"),
+        ("temporal_tv(wieght=1)", "unknown argument of start temporal_tv 'wieght', did you mean 'weight'"),
+    ],
+)
+def test_starts_that_there_are_not(start, words):
+    with pytest.raises(mri.BadInput, match=words):
+        mri.build_model(f"cine_unrolled(start='{start}')")
+
+
+def test_the_loss_of_motion_compares_steps(random):
+    target, flicker = random(2, 5, 16, 16).abs(), 0.1 * random(2, 5, 16, 16).real
+    steps = np.stack([np.roll(film.numpy(), -1, 1) - film.numpy() for film in (target + flicker, target)])
+    expected = float(mri.LOSSES["l1_ssim"](target + flicker, target)) + 3 * np.abs(steps[0] - steps[1]).mean()
+    assert float(mri.LOSSES["l1_ssim_motion"](target + flicker, target, 3)) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(mri.BadInput, match="compares neighbouring frames, and there are none"):
+        mri.LOSSES["l1_ssim_motion"](target[0], target[0])
 
 
 def test_parts_of_the_dual_network(random):

@@ -419,7 +419,11 @@ def test_a_training_step_stays_on_its_device_and_never_waits(name, monkeypatch):
     assert image.device.type == "meta" and image.shape == target.shape
     optimizer = torch.optim.Adam(network.parameters())
     mri.step_hooks(optimizer, network, clip=1.0, ema=0.0)
-    losses = [loss(image / batch.peak, target / batch.peak) for loss in mri.LOSSES.values()]
+    losses = [
+        loss(image / batch.peak, target / batch.peak)
+        for name, loss in mri.LOSSES.items()
+        if task == "cine" or "motion" not in name
+    ]
     (sum(losses) + mri.roughness(image)).backward()
     optimizer.step()
     assert mri.reconstruct(mri.TASKS[task].start[1], batch).shape == target.shape

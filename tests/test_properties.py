@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from conftest import BFLOAT16_IS_FAST
 
 import mri_utils as mri
-from conftest import BFLOAT16_IS_FAST
 from mri_parts.tasks import _check_numbers
 
 pytest.importorskip("hypothesis")

@@ -45,6 +45,8 @@ EXPERIMENTS: dict[
     "unrolled, 1 cascade": (UNROLLED, {"cascades": 1}, {}),
     "unrolled, no data consistency": (UNROLLED, {"consistency": "none"}, {}),
     "unrolled, from zero filling": (UNROLLED, {"start": "zero_filled"}, {}),
+    "unrolled, from temporal TV": (UNROLLED, {"start": "temporal_tv"}, {}),
+    "unrolled, loss of motion": (UNROLLED, {}, {"loss": "l1_ssim_motion(weight=2)"}),
     "one U-Net of as many weights": (UNET, {}, {}),
     "one U-Net, from view sharing": (UNET, {"start": "view_sharing"}, {}),
 }
@@ -76,7 +78,8 @@ def main(words: list[str]) -> int:
     settings = mri.flag_parser(__doc__.split("\n\n", 2)[2], OWN).parse_args(words)
     out = Path(settings.out)
     data = mri.demo_cine(out / "data", settings.train, settings.val, frames=12, matrix=settings.matrix, seed=7)
-    common = {"task": "cine", "data": str(data), "epochs": settings.epochs, "loss": "l2", "device": "cpu"}
+    common = {"task": "cine", "data": str(data), "epochs": settings.epochs, "loss": "l2"}
+    common |= {"ema": 0.0, "device": "cpu", "precision": "float32"}
     runs, names = {}, {}
     for name, ((model, arguments), other, change) in EXPERIMENTS.items():
         for seed in range(3):
