@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mri_parts.basics import BadInput, Rng, Shape, choose, read_call, replace_file
+from mri_parts.basics import BadInput, Rng, Shape, read_call, replace_file
 from mri_parts.classical import Acquisition, total_variation, view_sharing
 from mri_parts.dataset import Sample, SliceDataset
 from mri_parts.fourier import center_crop, fft2c, ifft2c
@@ -30,7 +30,7 @@ from mri_parts.heart import demo_cine
 from mri_parts.masks import MASKS, MaskKind, _center, _distance, _draw
 from mri_parts.methods import Machine, Method, tune, zero_filled
 from mri_parts.metrics import LOSSES, psnr, ssim
-from mri_parts.networks import INNER_NETWORKS, MODEL_DEFAULTS, MODELS, ResNet, UNet, Unrolled, _defaults, inner_network
+from mri_parts.networks import INNER_NETWORKS, MODEL_DEFAULTS, MODELS, ResNet, UNet, Unrolled, inner_network
 from mri_parts.processes import rank_and_size
 from mri_parts.tasks import TASKS, Task
 from mri_parts.volumes import LARGEST_SLICE, READERS, Reader, Volume, _reading
@@ -389,8 +389,8 @@ def l1_ssim_motion(prediction: Tensor, target: Tensor, weight: float = 1.0) -> T
     """
     if prediction.ndim != 4:
         raise BadInput("loss l1_ssim_motion compares neighbouring frames, and there are none: choose another loss")
-    steps = (film.roll(-1, 1) - film for film in (prediction, target))
-    return LOSSES["l1_ssim"](prediction, target) + weight * nn.functional.l1_loss(*steps)
+    wrong = prediction - target
+    return LOSSES["l1_ssim"](prediction, target) + weight * (wrong.roll(-1, 1) - wrong).abs().mean()
 
 
 class UnrolledSequence(Unrolled):
@@ -398,12 +398,13 @@ class UnrolledSequence(Unrolled):
 
     Args:
         inner, cascades, consistency, shared, settings: see Unrolled.
-        start: one of STARTS, as it is called: what the first change is added to. The first network sees the
+        start: one of the STARTS above, as it is called: what the first change is added to. The first network sees the
             zero-filled frames, after temporal_tv its film.
         frames: that are reconstructed together; longer and shorter sequences go through in_windows. 0: all.
     """
 
     axes = inner_axes = AXES[1:]
+    STARTS = STARTS
 
     def __init__(
         self,
@@ -417,13 +418,8 @@ class UnrolledSequence(Unrolled):
     ) -> None:
         if frames:
             settings["frames"] = frames
-        super().__init__(inner, cascades, consistency, shared, **settings)
-        name, options = read_call(start, "start")
-        function = choose(STARTS, name, "start")
-        for argument in options:
-            choose(_defaults(function), argument, f"argument of start {name}")
-        self.start = partial(function, **options)
-        self.looks_at_start, self.frames = name == "temporal_tv", frames
+        super().__init__(inner, cascades, consistency, shared, start=start, **settings)
+        self.looks_at_start, self.frames = read_call(start, "start")[0] == "temporal_tv", frames
 
     def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
         """(batch, frames, H, W) complex k-space -> (batch, frames, h, w) complex images; see Unrolled.forward.
@@ -436,8 +432,7 @@ class UnrolledSequence(Unrolled):
             raise BadInput(f"{kspace.shape[1]} frames, but the network looks at {least} at a time: give more")
         if self.frames and kspace.shape[1] != self.frames:
             return in_windows(lambda k, m: self(k, m, size), self.frames, kspace, mask.expand(kspace.shape))
-        with torch.no_grad():  # no weight moves it
-            start = self.start(kspace, mask)
+        start = self.start(kspace, mask)
         seen = start if self.looks_at_start else ifft2c(kspace)
         return center_crop(self.unroll(seen, kspace, Acquisition(mask), start), size)
 

@@ -65,6 +65,7 @@ METHOD_STYLES: dict[str, tuple[str, int]] = {
     "cine_unet": ("cine U-Net", 0),
     "cine_dual_unet": ("dual U-Net", 4),
     "cine_unrolled": ("unrolled network", 2),
+    "cine_view_sharing": ("unrolled, from the sliding window", 5),
     "varnet": ("variational network", 0),
     "modl": ("MoDL", 2),
     "rss_unet": ("U-Net on coil images", 0),

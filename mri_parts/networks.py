@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mri_parts.basics import BadInput, choose, read_call
-from mri_parts.classical import Acquisition, keep_measured, sense
+from mri_parts.classical import Acquisition, keep_measured, sense, total_variation
 from mri_parts.fourier import center_crop, fft2c, ifft2c, rss, smooth_phase, squared_frequency
 
 # Networks from channels to channels, any image size. The last layer of each is called `last`.
@@ -298,6 +298,14 @@ def as_complex(channels: Tensor) -> Tensor:
     return torch.view_as_complex(channels.float().movedim(1, -1).contiguous())
 
 
+# What unrolled networks correct: (kspace, mask) -> image, both (batch, H, W). On simulated heads at 4x total variation
+# that knows the phase is as good after 60 iterations of this weight as after 150 of the best one.
+STARTS: dict[str, Callable[..., Tensor]] = {
+    "zero_filled": lambda kspace, mask: ifft2c(kspace),
+    "phase_tv": partial(total_variation, weight=0.004, iterations=60, imaginary=3.0),
+}
+
+
 class Unrolled(nn.Module):
     """Inner network and data consistency in turn: x <- DC(x + network(x)), `cascades` times.
 
@@ -314,12 +322,15 @@ class Unrolled(nn.Module):
         shared: all cascades have the same weights.
         memory: channels that each cascade hands to the next beside the image, as recurrent inference machines do
             (Putzky and Welling 2017, arXiv 1706.04008).
+        start: one of STARTS, as it is called: the first image. What a classical method has found already need not be
+            learned, and away from the training data it is what remains.
         settings: arguments of the inner network.
     """
 
     axes: tuple[str, ...] = ("H", "W")  # of the k-space of one slice that it takes
     inner_axes: tuple[str, ...] = ("H", "W")  # of what goes through the inner network
     CONSISTENCIES: tuple[str, ...] = ("hard", "soft", "none")
+    STARTS = STARTS
     sense_weight: Tensor
 
     def __init__(
@@ -329,10 +340,16 @@ class Unrolled(nn.Module):
         consistency: str = "hard",
         shared: bool = False,
         memory: int = 0,
+        start: str = "zero_filled",
         **settings: Any,
     ) -> None:
         super().__init__()
         choose(dict.fromkeys(self.CONSISTENCIES), consistency, "consistency")
+        name, options = read_call(start, "start")
+        function = choose(self.STARTS, name, "start")
+        for argument in options:
+            choose(_defaults(function), argument, f"argument of start {name}")
+        self.start = partial(function, **options)
         self.cascades, self.consistency, self.memory = cascades, consistency, memory
         channels = 2 + memory
         self.networks = nn.ModuleList(
@@ -352,7 +369,7 @@ class Unrolled(nn.Module):
         Returns:
             (batch, h, w) complex, in the units of the k-space.
         """
-        return center_crop(self.unroll(ifft2c(kspace), kspace, Acquisition(mask)), size)
+        return center_crop(self.unroll(self.start(kspace, mask), kspace, Acquisition(mask)), size)
 
     def unroll(self, seen: Tensor, kspace: Tensor, A: Acquisition, start: Tensor | None = None) -> Tensor:
         """All cascades, from a first image (batch, .., H, W) to the last one.

@@ -315,9 +315,12 @@ def test_build_model_takes_what_it_knows():
     assert len(unet.networks) == 3 and unet.networks[0].down[0][3].p == 0.25
     with pytest.raises(mri.BadInput, match=r"^unknown model 'unett', did you mean 'unet'\? .*magnitude_unet"):
         mri.build_model("unett")
-    for argument in ("frames=5", "start='view_sharing'"):
-        with pytest.raises(mri.BadInput, match=r"unknown argument of model unet '(frames|start)'"):
-            mri.build_model(f"unet({argument})")
+    with pytest.raises(mri.BadInput, match="unknown argument of model unet 'frames'"):
+        mri.build_model("unet(frames=5)")
+    with pytest.raises(mri.BadInput, match=r"unknown start 'view_sharing' .*zero_filled, phase_tv"):
+        mri.build_model("unet(start='view_sharing')")
+    with pytest.raises(mri.BadInput, match="unknown argument of start phase_tv 'wieght', did you mean 'weight'"):
+        mri.build_model("unet(start='phase_tv(wieght=1)')")
     with pytest.raises(mri.BadInput, match="unknown consistency 'sense'"):
         mri.build_model("unet(consistency='sense')")
     with pytest.raises(mri.BadInput, match=r"unknown argument of model resnet 'levels'"):
@@ -427,6 +430,26 @@ def test_a_training_step_stays_on_its_device_and_never_waits(name, monkeypatch):
     (sum(losses) + mri.roughness(image)).backward()
     optimizer.step()
     assert mri.reconstruct(mri.TASKS[task].start[1], batch).shape == target.shape
+
+
+@pytest.mark.parametrize(
+    "call, start",
+    [
+        ("unet", lambda kspace, mask: mri.ifft2c(kspace)),
+        ("unet(start='phase_tv')", lambda kspace, mask: mri.total_variation(kspace, mask, 0.004, 60, imaginary=3.0)),
+        ("unrolled(start='phase_tv(weight=0.02, iterations=5)')",
+         lambda kspace, mask: mri.total_variation(kspace, mask, 0.02, 5, imaginary=3.0)),
+    ],
+)  # fmt: skip
+def test_a_network_that_changes_nothing_returns_its_start(call, start, measured):
+    kspace, mask = measured
+    network = mri.build_model(call).eval()
+    for weights in network.parameters():
+        torch.nn.init.zeros_(weights)
+    with torch.inference_mode():
+        image = network(kspace, mask, (33, 40))
+    expected = mri.center_crop(mri.keep_measured(start(kspace, mask), kspace, mask), (33, 40))
+    torch.testing.assert_close(image, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("form", mri.ADVERSARIAL)
