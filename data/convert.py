@@ -123,9 +123,11 @@ def write(path: Path, scan: mri.Scan, subject: str, acquisition: str) -> list[mr
 
 def convert(args: argparse.Namespace, building: Path) -> None:
     """Convert file by file into a folder that becomes args.out when it is complete."""
-    files = [path for path in dict.fromkeys(args.files) if path.suffix != ".hdr"]  # BART's headers belong to .cfl files
+    visible = [path for path in dict.fromkeys(args.files) if not path.name.startswith(".")]  # macOS leaves ._NAME
+    files = [path for path in visible if path.suffix != ".hdr"]  # BART's headers belong to .cfl files
     if not files:
-        raise mri.BadInput(f"{args.files[0]}: give the .cfl file that belongs to it")
+        told = "give the .cfl file that belongs to it" if visible else "a name that begins with a dot is no scan"
+        raise mri.BadInput(f"{args.files[0]}: {told}")
     axes, apart = (text.replace(",", " ").split() for text in (args.axes, args.apart))
     written: dict[str, tuple[Path, str, bool]] = {}  # name: source, subject, whether it has a reference
     for path in files:

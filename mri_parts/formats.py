@@ -555,7 +555,7 @@ CONVERTED: Mapping[str, str] = {
 
 def _to_convert(folder: Path) -> str:
     """The end of the names of the files in a folder that data/convert.py reads, where there is nothing else; or ""."""
-    files = [path for path in sorted(folder.glob("*")) if path.is_file()]
+    files = [path for path in sorted(folder.glob("*")) if path.is_file() and not path.name.startswith(".")]
     if any(path.suffix.lower() in (".h5", *IMAGE_SUFFIXES) or path.name == "cine.npz" for path in files):
         return ""
     end = next((end for path in files for end in CONVERTED if path.name.lower().endswith(end)), "")

@@ -745,8 +745,11 @@ def test_siemens_twix_with_points_of_a_3d_scan_is_a_test_file(tmp_path):
 def test_bart_files_come_in_pairs(tmp_path):
     path, _ = write_bart(tmp_path, to_kspace(phantom(2, 2)))
     assert "give the .cfl file that belongs to it" in refused(path.with_suffix(".hdr"))
+    assert "begins with a dot is no scan" in refused(tmp_path / "._scan.cfl")
     convert(path, path.with_suffix(".hdr"), "--out", tmp_path / "out", "--val", 0)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["scan.h5"]
+    (tmp_path / "._scan.cfl").write_bytes(b"\0\5\x16\7")
+    convert(tmp_path / "._scan.cfl", path, "--out", tmp_path / "again", "--val", 0)
     path.with_suffix(".hdr").unlink()
     (tmp_path / "out" / "scan.h5").unlink()
     assert "no scan.hdr beside it" in refused(path)

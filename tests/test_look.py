@@ -297,6 +297,21 @@ def test_which_files_of_a_folder_are_read(tmp_path, head):
         refused(error, "a.h5", "give the folder")
 
 
+def test_names_with_a_dot_are_passed_over_by_every_reader(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 16), dtype=np.uint8)
+    (tmp_path / "pictures" / ".cache").mkdir(parents=True)
+    for name in ("a.png", ".cache/c.png"):
+        Image.fromarray(pixels).save(tmp_path / "pictures" / name)
+    (tmp_path / "pictures" / "._a.png").write_bytes(b"\0\5\x16\7")
+    (volume,) = mri.read_folder(tmp_path / "pictures")
+    assert len(volume) == 1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "._scan.npy").write_bytes(b"\0\5\x16\7")
+    with pytest.raises(mri.BadInput) as error:
+        mri.read_folder(tmp_path / "other")
+    assert "python data/convert.py" not in refused(error, "no .h5 file")
+
+
 def test_pairs_of_real_numbers(tmp_path, head):
     for kind, names in (("f8", "real,imag"), ("f2", "r,i"), ("f4", "r,i"), ("f2", "real,imag")):
         pairs = np.rec.fromarrays([head.real.numpy().astype(kind), head.imag.numpy().astype(kind)], names=names)
