@@ -64,7 +64,11 @@ def write_maps(path: Path, scan: mri.Scan) -> None:
         raise mri.BadInput(f"--maps: {found}, maps are made of {', '.join(mri.DEFAULT_AXES[4])}: leave it out")
     width = scan.kspace.shape[-1]
     central = (torch.arange(width) - width // 2).abs() <= 12
-    mask = central if scan.mask is None else central & scan.mask
+    mask = central if scan.mask is None else central & (scan.mask if scan.mask.ndim == 1 else scan.mask.all(0))
+    if int(mask.sum()) < 2:
+        raise mri.BadInput(
+            f"--maps: {int(mask.sum())} whole columns were measured around DC, 2 are needed: leave it out"
+        )
     maps = torch.stack([mri.sensitivity_maps(one, mask) for one in scan.kspace])
     with h5py.File(path, "a") as file:
         file["sensitivities"] = maps.numpy()

@@ -40,7 +40,7 @@ class Scan:
         notes: what was assumed or done, to be printed.
         simulated: what was not measured; kept in the file, and metrics.json warns of it.
         noise: complex64 (coils, samples), a noise scan; None without one.
-        mask: bool (W,), the columns that were measured, where some were left out; else None.
+        mask: bool (W,) or (H, W), the columns or points that were measured, where some were left out; else None.
         affine: where the images lie, see Volume.affine; None where the file does not tell.
     """
 

@@ -547,6 +547,12 @@ def test_scans_that_leave_samples_out_become_test_files(tmp_path, capsys):
         np.save(tmp_path / name / "a.npy", kspace * kept)
         volume = converted(tmp_path / name / "a.npy", *options)
         assert volume.path.parent.name == "test" and volume.mask.tolist() == kept.tolist() and not volume.has_reference
+        path = tmp_path / name / "a.npy"
+        path.with_name("out").rename(path.with_name("before"))
+        if name == "points":
+            assert "--maps: 0 whole columns were measured" in refused(path, *options, "--maps")
+        else:
+            assert not converted(path, *options, "--maps").has_reference
         assert f"undersampled ({kept.mean():.0%} of the {what}), so without a reference" in capsys.readouterr().out
     other = kspace * lines
     other[1] = kspace[1] * ~(lines ^ (np.arange(W) < 10))
