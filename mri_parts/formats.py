@@ -207,8 +207,9 @@ def as_measured(scan: Scan, path: Path) -> Scan:
     always = torch.stack(measured).all(0)
     height, width = always.shape
     rows, columns = (always.any(axis).nonzero().flatten().tolist() or [0] for axis in (1, 0))
-    if lacks_corners(~always[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]):
-        h, w = _full_rectangle(always)
+    inside = always[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    h, w = _full_rectangle(always) if lacks_corners(~inside) else (0, 0)
+    if h * w:
         kept = tuple(round(n * new / old) for n, new, old in zip(scan.target_size, (h, w), (height, width)))
         note = f"the corners of k-space were never measured: cropped from {height}x{width} to {h}x{w}"
         affine = None if scan.affine is None else resampled(scan.affine, scan.target_size, kept)
@@ -227,13 +228,14 @@ def as_measured(scan: Scan, path: Path) -> Scan:
 
 
 def _full_rectangle(measured: Tensor) -> tuple[int, int]:
-    """The even (h, w) of the largest centred rectangle of bool (H, W) in which all is true."""
-    height, width = measured.shape
-    best = (0, 0)
-    for h in range(2, height + 1, 2):
-        columns = center_crop(measured, (h, width)).all(0)
-        w = next((w for w in range(width // 2 * 2, 0, -2) if center_crop(columns[None], (1, w)).all()), 0)
-        best = max(best, (h, w), key=math.prod)
+    """The even (h, w) of the largest rectangle around DC in which all of bool (H, W) is true; (0, 0) without one."""
+    (row, column), best = (n // 2 for n in measured.shape), (0, 0)
+    full = torch.ones(measured.shape[1], dtype=torch.bool)
+    for half in range(1, row + 1):
+        full &= measured[row - half] & measured[row + half - 1]
+        sides = full[:column].flip(0), full[column : 2 * column]
+        reach = min(int(side.long().cumprod(0).sum()) for side in sides)
+        best = max(best, (2 * half, 2 * reach), key=math.prod)
     return best
 
 

@@ -188,7 +188,7 @@ def show_check(folder: str, mask: str, center_fraction: float) -> dict[str, Any]
     The picture, k-space and image of eight files at most, is runs/check/NAME.png.
 
     Args:
-        folder: with train/ and val/, or of files.
+        folder: with train/, val/ and test/, as far as they are there, or of files.
         mask, center_fraction: of the sampling that is meant; the echo should lie in its centre.
     Returns:
         {"alarm": False}.
@@ -197,7 +197,7 @@ def show_check(folder: str, mask: str, center_fraction: float) -> dict[str, Any]
         SystemExit: status 1, after an alarm or a file that cannot be read.
     """
     place, broken = Path(folder), list[str]()
-    parts = [place / name for name in ("train", "val") if (place / name).is_dir()] or [place]
+    parts = [place / name for name in ("train", "val", "test") if (place / name).is_dir()] or [place]
     volumes = [volume for part in parts for volume in read_folder(part, (), broken)]
     rows, alarm, seen = check_table(volumes, broken, centre_share(mask, center_fraction))
     print(format_table(rows), flush=True)

@@ -14,6 +14,7 @@ from conftest import save_v73
 from scipy.io import savemat
 
 import mri_utils as mri
+from mri_parts import formats
 
 F = np.array([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0]])
 R = np.array([[1, 1, 1, 0], [1, 0, 0, 1], [1, 1, 1, 0], [1, 0, 1, 0], [1, 0, 0, 1]])
@@ -580,6 +581,18 @@ def test_k_space_without_its_corners_is_cropped(tmp_path, capsys):
     inside = torch.from_numpy(kspace[1]).to(torch.complex64)[:, top : top + h, left : left + w]
     assert decibels(volume.kspace(1)[0], inside) > 40
     assert not any(finding.refused for finding in mri.look(volume))
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (8, 8), (5, 12), (6, 7)])
+def test_the_largest_rectangle_is_the_largest(shape):
+    """Against all rectangles there are."""
+    random = torch.Generator().manual_seed(0)
+    for share in (0.5, 0.9, 0.97, 1.0):
+        measured = torch.rand(shape, generator=random) <= share
+        every = [(h, w) for h in range(2, shape[0] + 1, 2) for w in range(2, shape[1] + 1, 2)]
+        full = [h * w for h, w in every if mri.center_crop(measured, (h, w)).all()]
+        h, w = formats._full_rectangle(measured)
+        assert h * w == max([0, *full]) and (not h * w or mri.center_crop(measured, (h, w)).all())
 
 
 def test_axes_are_taken_apart(tmp_path):

@@ -512,11 +512,14 @@ def test_check_prints_a_table_and_ends_with_1_after_an_alarm(tmp_path, capsys, e
     (elsewhere / "runs" / "check" / "d.png").unlink()
     assert all(words in table for words in ("t0.h5", "v.h5", "2, 48, 52", "slices H W", "good")), table
     put(folder / "train" / "t1.h5", kspace=scan(1, matrix=48).roll(9, -1))
+    mask = torch.arange(52) % 3 == 1
+    put(folder / "test" / "undersampled.h5", kspace=torch.where(mask, scan(5, matrix=48), 0), mask=mask)
     (folder / "val" / "broken.h5").write_bytes(b"")
     with pytest.raises(SystemExit) as ended:
         train.run(check=str(folder))
     table = capsys.readouterr().out
     assert ended.value.code == 1 and table.count("ALARM") == 2 and "numpy.roll" in table and "empty" in table
+    assert "undersampled.h5" in table
     assert not (tmp_path / "d" / "run").exists()
     with Image.open(elsewhere / "runs" / "check" / "d.png") as picture:
         assert np.ptp(np.asarray(picture.convert("L"))) > 200
