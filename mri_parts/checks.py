@@ -261,7 +261,7 @@ def _gaps(measured: Tensor, rows: tuple[int, int], columns: tuple[int, int], lea
     height, width = empty.shape
     advice = (
         "a reference needs all of k-space: take files that are fully sampled, or store which samples were measured "
-        "as data set 'mask' to have them reconstructed only (--evaluate)"
+        "as data set 'mask', as data/convert.py does, to have them reconstructed only (--evaluate)"
     )
     lost_columns, lost_rows = int(empty.all(0).sum()), int(empty.all(1).sum())
     if not inside.numel():
@@ -279,7 +279,7 @@ def _gaps(measured: Tensor, rows: tuple[int, int], columns: tuple[int, int], lea
             return [Finding(f"{int(empty.sum())} single samples inside k-space are exactly zero")]
         if lacks_corners(empty):
             what = f"the corners of k-space were never measured (an ellipse, {1 - share:.0%} of the samples)"
-            advice = f"{advice}; or crop k-space to a rectangle inside the ellipse"
+            advice = f"{advice}; or crop k-space to a rectangle inside the ellipse, as data/convert.py does"
         else:
             what = f"undersampled already: {share:.0%} of the samples inside k-space are exactly zero (2-D sampling)"
     return [Finding(what, advice, alarm=True, refused=True)]
