@@ -562,17 +562,20 @@ def test_the_demo_data_of_every_task_raise_no_refusal(task):
         assert not any(finding.refused for finding in mri.look(volume))
 
 
-def test_a_look_takes_little_time(tmp_path):
-    """For a slice of 640 x 368, reading included, about 3 ms on a quiet machine: less than two Fourier transforms."""
+def test_a_look_takes_little_time(tmp_path, one_thread):
+    """For a slice of 640 x 368, reading included, about 1.5 ms on a quiet machine: less than two Fourier transforms.
+
+    In time of the processor, the least of many: beside other programs the clock says little.
+    """
     kspace = torch.randn(1, 640, 368, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
     kspace[:, 320, 184] += 500
     volume = mri.read_volume(put(tmp_path / "x.h5", kspace=kspace))
     took = {}
-    for _ in range(20):
+    for _ in range(60):
         for name, work in {"look": lambda: mri.look(volume), "transform": lambda: mri.ifft2c(kspace)}.items():
-            start = time.perf_counter()
+            start = time.process_time()
             work()
-            took[name] = min(took.get(name, 1), time.perf_counter() - start)
+            took[name] = min(took.get(name, 1), time.process_time() - start)
     assert took["look"] < 2 * took["transform"], took
 
 
