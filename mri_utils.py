@@ -168,6 +168,7 @@ from mri_parts.scanner import (
 
 # What is suspicious about files
 from mri_parts.checks import (
+    Finding,
     centre_share,
     check_split,
     find_centre,
@@ -176,6 +177,7 @@ from mri_parts.checks import (
     looks_interpolated,
     looks_magnitude_only,
     looks_noiseless,
+    see,
     spectrum_extent,
     volume_warnings,
 )
@@ -200,7 +202,7 @@ from mri_parts.dataset import (
 )
 
 # Scans of other formats
-from mri_parts.formats import FORMATS, Format, Scan, arrange, centred, emulate_single_coil, read_scan
+from mri_parts.formats import FORMATS, Format, Scan, arrange, as_measured, centred, emulate_single_coil, read_scan
 
 # Raw data of scanners
 from mri_parts.raw import read_mrd
@@ -262,6 +264,7 @@ from mri_parts.figures import (
     show_file,
     show_images,
     show_sample,
+    show_seen,
     show_source,
     show_table,
     to_array,

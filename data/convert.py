@@ -3,9 +3,9 @@
     python data/convert.py scans/*.h5 --out data/mine
     python data/convert.py scans/*.mat --out data/mine --axes "H, W, coils, slices" --single-coil
 
-ISMRMRD, BART, MATLAB, .npy, .npz, NIfTI, Siemens twix, and the files of fastMRI, M4Raw, Calgary-Campinas, CMRxRecon
-and OCMR; data/README.md tells what is assumed for each. Subjects are split, never slices. Nothing is written until
-all files are converted.
+ISMRMRD, BART, MATLAB, .npy, .npz, NIfTI, Siemens twix, and the files of fastMRI, M4Raw, Calgary-Campinas, CMRxRecon,
+SKM-TEA and OCMR; data/README.md tells what is assumed for each. Subjects are split, never slices. Nothing is written
+until all files are converted.
 """
 
 import argparse
@@ -64,7 +64,11 @@ def write_maps(path: Path, scan: mri.Scan) -> None:
         raise mri.BadInput(f"--maps: {found}, maps are made of {', '.join(mri.DEFAULT_AXES[4])}: leave it out")
     width = scan.kspace.shape[-1]
     central = (torch.arange(width) - width // 2).abs() <= 12
-    mask = central if scan.mask is None else central & scan.mask
+    mask = central if scan.mask is None else central & (scan.mask if scan.mask.ndim == 1 else scan.mask.all(0))
+    if int(mask.sum()) < 2:
+        raise mri.BadInput(
+            f"--maps: {int(mask.sum())} whole columns were measured around DC, 2 are needed: leave it out"
+        )
     maps = torch.stack([mri.sensitivity_maps(one, mask) for one in scan.kspace])
     with h5py.File(path, "a") as file:
         file["sensitivities"] = maps.numpy()
@@ -86,12 +90,49 @@ def validating(subjects: Sequence[str], wanted: Sequence[str]) -> set[str]:
     return set(wanted)
 
 
+def pieces_of(scan: mri.Scan, apart: Sequence[str]) -> list[tuple[str, mri.Scan]]:
+    """The scan as (end of the name, scan) for each echo, frame .. of the axes named."""
+    pieces = [("", scan)]
+    for name in apart:
+        inner = [axis for axis in scan.axes if axis not in ("slices", "coils", "H", "W")]
+        if name not in inner:
+            raise mri.BadInput(f"--apart {name}: axes to take apart: {', '.join(inner) or 'none, leave it out'}")
+        place, axes = scan.axes.index(name), tuple(axis for axis in scan.axes if axis != name)
+        pieces = [
+            (f"{end}_{name}_{number}", dataclasses.replace(piece, kspace=kspace.contiguous(), axes=axes))
+            for end, piece in pieces
+            for number, kspace in enumerate(piece.kspace.unbind(place))
+        ]
+        scan = pieces[0][1]
+    return pieces
+
+
+def write(path: Path, scan: mri.Scan, subject: str, acquisition: str) -> list[mri.Finding]:
+    """Write a scan in the layout of the book; returns what a look at the file finds."""
+    attributes: dict[str, Any] = {"notes": "\n".join(scan.simulated)} if scan.simulated else {}
+    attributes |= {} if scan.affine is None else {"affine": scan.affine.ravel()}
+    mri.write_volume(
+        path,
+        scan.kspace,
+        target_size=scan.target_size,
+        acquisition=acquisition,
+        patient_id=subject,
+        axes=scan.axes,
+        mask=scan.mask,
+        noise=scan.noise,
+        attributes=attributes,
+    )
+    return mri.look(mri.read_volume(path))
+
+
 def convert(args: argparse.Namespace, building: Path) -> None:
     """Convert file by file into a folder that becomes args.out when it is complete."""
-    files = [path for path in dict.fromkeys(args.files) if path.suffix != ".hdr"]  # BART's headers belong to .cfl files
+    visible = [path for path in dict.fromkeys(args.files) if not path.name.startswith(".")]  # macOS leaves ._NAME
+    files = [path for path in visible if path.suffix != ".hdr"]  # BART's headers belong to .cfl files
     if not files:
-        raise mri.BadInput(f"{args.files[0]}: give the .cfl file that belongs to it")
-    axes = args.axes.replace(",", " ").split()
+        told = "give the .cfl file that belongs to it" if visible else "a name that begins with a dot is no scan"
+        raise mri.BadInput(f"{args.files[0]}: {told}")
+    axes, apart = (text.replace(",", " ").split() for text in (args.axes, args.apart))
     written: dict[str, tuple[Path, str, bool]] = {}  # name: source, subject, whether it has a reference
     for path in files:
         scan = mri.read_scan(path, axes, args.variable)
@@ -101,33 +142,28 @@ def convert(args: argparse.Namespace, building: Path) -> None:
         scan, notes = coils_wanted(scan, args)
         stem = path.name.partition(".")[0]
         named = subject in stem or args.subject == subject
-        name = re.sub(r"[^\w.-]", "_", stem if named else f"{subject}_{stem}") + ".h5"
-        if name in written:
-            raise mri.BadInput(f"{path}: would be {name}, as {written[name][0]} is: rename one of them")
-        attributes: dict[str, Any] = {"notes": "\n".join(scan.simulated)} if scan.simulated else {}
-        attributes |= {} if scan.affine is None else {"affine": scan.affine.ravel()}
-        mri.write_volume(
-            building / name,
-            scan.kspace,
-            target_size=scan.target_size,
-            acquisition=args.acquisition or scan.acquisition,
-            patient_id=subject,
-            axes=scan.axes,
-            mask=scan.mask,
-            noise=scan.noise,
-            attributes=attributes,
-        )
-        if args.maps:
-            write_maps(building / name, scan)
-        written[name] = path, subject, scan.mask is None
-        shape = ", ".join(f"{axis} {n}" for axis, n in zip(scan.axes, scan.kspace.shape))
-        print(f"{path} -> {name}  ({shape}), subject {subject}, {args.acquisition or scan.acquisition}")
-        warnings = mri.volume_warnings(mri.read_volume(building / name))
-        suspicious = [text for text in warnings if text not in scan.simulated]
-        for note in [*scan.notes, *notes, *suspicious]:
-            print(f"    {note}")
-        if any("off the centre" in note for note in suspicious) and not args.uncentred:
-            print("    add --uncentred if np.fft.fft2 made the k-space")
+        acquisition = args.acquisition or scan.acquisition
+        told: set[str] = set()
+        for end, piece in pieces_of(scan, apart):
+            name = re.sub(r"[^\w.-]", "_", stem if named else f"{subject}_{stem}") + f"{end}.h5"
+            if name in written:
+                raise mri.BadInput(f"{path}: would be {name}, as {written[name][0]} is: rename one of them")
+            found = write(building / name, piece, subject, acquisition)
+            if any(finding.refused for finding in found):
+                piece = mri.as_measured(piece, path)
+                found = write(building / name, piece, subject, acquisition)
+            if args.maps:
+                write_maps(building / name, piece)
+            written[name] = path, subject, piece.mask is None
+            shape = ", ".join(f"{axis} {n}" for axis, n in zip(piece.axes, piece.kspace.shape))
+            print(f"{path} -> {name}  ({shape}), subject {subject}, {acquisition}")
+            suspicious = [str(finding) for finding in found if finding.alarm]
+            for note in [*piece.notes, *notes, *suspicious]:
+                if note not in told:  # of the file's other pieces
+                    print(f"    {note}")
+                told.add(note)
+            if any("order of the FFT" in note for note in suspicious) and not args.uncentred:
+                print("    add --uncentred if np.fft.fft2 made the k-space")
     whole = {name: subject for name, (_, subject, reference) in written.items() if reference}
     val = validating(sorted(set(whole.values())), args.val) if whole else set()
     for name in written:
@@ -150,6 +186,8 @@ def main(argv: list[str] | None = None) -> None:
     what += "phase encode; averages, partitions (of 3-D k-space) and real_imag are understood, others are kept"
     parser.add_argument("--axes", default="", metavar="NAMES", help=what)
     parser.add_argument("--variable", default="", metavar="NAME", help="which array of a .mat or .npz file")
+    what = "axes, such as echoes, of which each entry becomes a file of its own"
+    parser.add_argument("--apart", default="", metavar="NAMES", help=what)
     parser.add_argument("--uncentred", action="store_true", help="np.fft.fft2 made the k-space: DC is in the corner")
     what = "name of the one subject, or a regular expression with (brackets) around what names it in the path"
     parser.add_argument("--subject", default="", metavar="NAME", help=what)

@@ -55,7 +55,7 @@ def read_kspace(path: Path, variable: str | None, slice_axis: str) -> np.ndarray
 
 def convert(args: argparse.Namespace, building: Path) -> None:
     """Read and check every file, then write them all into a folder that becomes args.out when it is complete."""
-    paths = sorted(p for p in args.source.rglob(args.pattern) if p.is_file())
+    paths = sorted(p for p in args.source.rglob(args.pattern) if p.is_file() and not p.name.startswith("."))
     if not paths:
         raise mri.BadInput(f"{args.source}: no {args.pattern} in it or below: check the path, or see --pattern")
     scans: dict[tuple[str, str], Path] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mri_parts.basics import BadInput, choose
-from mri_parts.fourier import center_crop, ifft2c
+from mri_parts.fourier import center_crop, ifft2c, rss
 from mri_parts.masks import MASKS
 from mri_parts.processes import gather, own_share
 from mri_parts.volumes import EMPTY_COLUMN, Volume, all_faults
@@ -158,19 +159,40 @@ def centre_share(mask: str, center_fraction: float) -> float:
     return 1.0 if kind.own_centre or not usual else center_fraction ** (1 / len({"H", "W"} & set(kind.axes)))
 
 
-def look(volume: Volume, centre: float = 0.08) -> list[Finding]:
+def look(volume: Volume, centre: float = 0.08, kspace: Tensor | None = None) -> list[Finding]:
     """What a file's k-space looks like, judged by its middle slice: everything that a user should hear before training.
+
+    Of the other slices the central lines tell whether columns were left out there; one that seems so is read.
 
     Args:
         volume: of any axes; those in front of H and W are taken together.
         centre: share of the columns that the mask will keep without gaps around DC; see centre_share.
+        kspace: of the middle slice, where it has been read already.
     Returns:
         the findings: samples that were never measured, an echo outside the mask's centre, a missing fftshift, what
         no scanner measured, and the volume's own notes.
     Raises:
         BadInput: the slice cannot be read.
     """
-    kspace = volume.kspace(len(volume) // 2)
+    kspace, power, measured = _powers(volume, volume.kspace(len(volume) // 2) if kspace is None else kspace)
+    highest = power.amax(1), power.amax(0)  # of each row, of each column
+    least = EMPTY_COLUMN**2 * float(highest[0].max())
+    filled = highest if measured is power else (measured.amax(1), measured.amax(0))
+    rows, columns = (_filled(profile > least) for profile in filled)
+    found = [*_empty_edges(volume, rows, columns)]
+    if volume.mask is None:
+        found += _gaps(measured, rows, columns, least) or _gaps_elsewhere(volume)
+    if not any(finding.refused for finding in found):
+        peaks = int(highest[0].argmax()), int(highest[1].argmax())
+        found += [*_off_centre(volume, kspace, power, peaks, centre), *_no_scan(kspace, power, columns)]
+    return found + [Finding(note) for note in volume.notes]
+
+
+def _powers(volume: Volume, kspace: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """K-space of a slice, scaled if need be; its power; and the least that a sample has in any frame, both (H, W).
+
+    A sample counts as measured where it is in every frame: sampling may change from one to the next.
+    """
     coils = [number for number, axis in enumerate(volume.axes[1:]) if axis == "coils"]
     each = _squares(kspace)
     most = each.reshape(-1, kspace.shape[-1]).amax(0)  # along W
@@ -179,20 +201,24 @@ def look(volume: Volume, centre: float = 0.08) -> list[Finding]:
         each = _squares(kspace)
     each = each.sum(coils[0]) if coils else each
     each = each.reshape(-1, *kspace.shape[-2:])  # one (H, W) for each frame, echo ..
-    power = each.sum(0) if len(each) > 1 else each[0]
-    highest = power.amax(1), power.amax(0)  # of each row, of each column
-    least = EMPTY_COLUMN**2 * float(highest[0].max())
-    # A sample counts as measured where it is in every frame: sampling may change from one to the next.
-    measured = each.amin(0) if len(each) > 1 else power
-    filled = (measured.amax(1), measured.amax(0)) if len(each) > 1 else highest
-    rows, columns = (_filled(profile > least) for profile in filled)
-    found = [*_empty_edges(volume, rows, columns)]
-    if volume.mask is None:
-        found += _gaps(measured, rows, columns, least)
-    if not any(finding.refused for finding in found):
-        peaks = int(highest[0].argmax()), int(highest[1].argmax())
-        found += [*_off_centre(volume, kspace, power, peaks, centre), *_no_scan(kspace, power, columns)]
-    return found + [Finding(note) for note in volume.notes]
+    return (kspace, each.sum(0), each.amin(0)) if len(each) > 1 else (kspace, each[0], each[0])
+
+
+def _gaps_elsewhere(volume: Volume) -> list[Finding]:
+    """What _gaps says of the slice that lacks most columns inside, if one seems to."""
+    if type(volume) is not Volume:  # others make k-space of something else
+        return []
+    lines = torch.from_numpy(volume.measured_columns())
+    inside = lines.cumsum(1).gt(0) & lines.flip(1).cumsum(1).flip(1).gt(0)
+    lost = (inside & ~lines).sum(1)
+    number = int(lost.argmax())
+    if not lost[number] or number == len(volume) // 2:
+        return []
+    _, _, measured = _powers(volume, volume.kspace(number))
+    least = EMPTY_COLUMN**2 * float(measured.max())
+    rows, columns = (_filled(measured.amax(axis) > least) for axis in (1, 0))
+    found = _gaps(measured, rows, columns, least)
+    return [dataclasses.replace(one, what=f"slice {number}: {one.what}") for one in found if one.refused]
 
 
 def _filled(filled: Tensor) -> tuple[int, int]:
@@ -235,7 +261,7 @@ def _gaps(measured: Tensor, rows: tuple[int, int], columns: tuple[int, int], lea
     height, width = empty.shape
     advice = (
         "a reference needs all of k-space: take files that are fully sampled, or store which samples were measured "
-        "as data set 'mask' to have them reconstructed only (--evaluate)"
+        "as data set 'mask', as data/convert.py does, to have them reconstructed only (--evaluate)"
     )
     lost_columns, lost_rows = int(empty.all(0).sum()), int(empty.all(1).sum())
     if not inside.numel():
@@ -251,14 +277,18 @@ def _gaps(measured: Tensor, rows: tuple[int, int], columns: tuple[int, int], lea
         # A few dead samples; or whole numbers of a converter, of which many are zero and many are one.
         if share < 1e-3 or int((inside == smallest).sum()) > 10:
             return [Finding(f"{int(empty.sum())} single samples inside k-space are exactly zero")]
-        y, x = ((torch.arange(n) - n // 2).abs() / (n / 2) for n in (height, width))
-        core = torch.hypot(y[:, None], x) < 0.9
-        if not empty[core].any():
+        if lacks_corners(empty):
             what = f"the corners of k-space were never measured (an ellipse, {1 - share:.0%} of the samples)"
-            advice = f"{advice}; or crop k-space to a rectangle inside the ellipse"
+            advice = f"{advice}; or crop k-space to a rectangle inside the ellipse, as data/convert.py does"
         else:
             what = f"undersampled already: {share:.0%} of the samples inside k-space are exactly zero (2-D sampling)"
     return [Finding(what, advice, alarm=True, refused=True)]
+
+
+def lacks_corners(empty: Tensor) -> bool:
+    """Whether samples without a measurement, bool (H, W), lie outside of an ellipse only."""
+    y, x = ((torch.arange(n) - n // 2).abs() / (n / 2) for n in empty.shape)
+    return not empty[torch.hypot(y[:, None], x) < 0.9].any()
 
 
 def _off_centre(
@@ -428,19 +458,25 @@ def look_at_all(
 def _look_safely(volume: Volume, centre: float, skip: bool) -> tuple[Volume, list[Finding], str, int]:
     """(the volume, perhaps without its empty slices; findings; why it cannot be read or ""; empty slices left out)."""
     try:
-        marks = enumerate(volume.fingerprints())
-        empty = [number for number, mark in marks if not mark and _is_empty(volume, number)]
-        if empty and (not skip or type(volume) is not Volume or len(empty) == len(volume)):
-            more = f" ({len(empty)} such slices)" if empty[1:] else ""
-            raise BadInput(
-                f"{volume.path}: slice {empty[0]} of kspace is all zero{more}: remove the slice or the file, or leave "
-                "empty slices out with --skip-unreadable"
-            )
+        empty = _refuse_empty(volume, skip)
         if empty:
             volume = volume.without(empty)
         return volume, look(volume, centre), "", len(empty)
     except BadInput as error:
         return volume, [], str(error), 0
+
+
+def _refuse_empty(volume: Volume, skip: bool = False) -> list[int]:
+    """The empty slices, which can be left out where `skip` allows it; else they raise BadInput."""
+    marks = enumerate(volume.fingerprints())
+    empty = [number for number, mark in marks if not mark and _is_empty(volume, number)]
+    if empty and (not skip or type(volume) is not Volume or len(empty) == len(volume)):
+        more = f" ({len(empty)} such slices)" if empty[1:] else ""
+        raise BadInput(
+            f"{volume.path}: slice {empty[0]} of kspace is all zero{more}: remove the slice or the file, or leave "
+            "empty slices out with --skip-unreadable"
+        )
+    return empty
 
 
 def _is_empty(volume: Volume, number: int) -> bool:
@@ -463,18 +499,52 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def check_table(volumes: Sequence[Volume], broken: Sequence[str], centre: float = 0.08) -> tuple[list[dict], bool]:
-    """What `train.py --check FOLDER` prints: a row for each file and finding, and whether one is an alarm.
+class Seen(NamedTuple):
+    """A file after a look at it, as figures.show_seen draws it.
+
+    Attributes:
+        name: of the file.
+        findings: see look.
+        kspace, image: magnitudes of the middle slice, coils and frames taken together: float32 (H, W).
+    """
+
+    name: str
+    findings: list[Finding]
+    kspace: Tensor
+    image: Tensor
+
+
+def see(volume: Volume, centre: float = 0.08) -> Seen:
+    """Look at a file, and keep what its middle slice looks like. Args and Raises: see look."""
+    kspace = volume.kspace(len(volume) // 2)
+    images = ifft2c(kspace)
+    size, image = (rss(x.reshape(-1, *x.shape[-2:])) for x in (kspace, images))
+    return Seen(volume.path.name, look(volume, centre, kspace), size, image)
+
+
+def check_table(
+    volumes: Sequence[Volume], broken: Sequence[str], centre: float = 0.08, drawn: int = 8
+) -> tuple[list[dict], bool, list[Seen]]:
+    """What `train.py --check FOLDER` shows: a row for each file and finding, whether one is an alarm, what is drawn.
 
     Args:
         volumes: those that could be opened.
         broken: reasons why others were not.
         centre: see look.
+        drawn: the most files that are to be drawn; those with an alarm come first.
     """
-    rows, alarm = [], bool(broken)
+    rows: list[dict] = []
+    seen: dict[bool, list[Seen]] = {True: [], False: []}
+    alarm = bool(broken)
     for volume in volumes:
-        _, findings, fault, _ = _look_safely(volume, centre, False)
-        found = [Finding(fault.removeprefix(f"{volume.path}: "), "", True)] if fault else findings or [Finding("good")]
+        try:
+            _refuse_empty(volume)
+            one = see(volume, centre)
+            found = one.findings or [Finding("good")]
+            group = seen[any(finding.alarm for finding in found)]
+            group += [one] if len(group) < drawn else []
+        except BadInput as error:
+            found = [Finding(str(error).removeprefix(f"{volume.path}: "), "", True)]
         about = {"file": volume.path.name, "shape": f"{volume.shape}".strip("()"), "axes": " ".join(volume.axes)}
         for finding in found:
             rows.append(
@@ -487,4 +557,4 @@ def check_table(volumes: Sequence[Volume], broken: Sequence[str], centre: float 
         rows.append(
             {"file": name.rpartition("/")[2], "shape": "", "axes": "", "": "ALARM", "finding": what, "advice": ""}
         )
-    return rows, alarm
+    return rows, alarm, [*seen[True], *seen[False]][:drawn]

@@ -20,6 +20,7 @@ from cycler import cycler
 from torch import Tensor
 
 from mri_parts.basics import BadInput, replace_file
+from mri_parts.checks import Seen
 from mri_parts.dataset import Sample
 from mri_parts.fourier import center_crop
 from mri_parts.masks import effective_acceleration, point_spread
@@ -208,6 +209,20 @@ def show_sample(sample: Sample) -> Any:
     images = [center_crop(log_magnitude(kspace), size), zero, target]
     titles = [f"measured k-space (log), {float(sample.acceleration):.2f}x", "zero-filled image", "reference"]
     return show_images(images, titles, (0, 1))
+
+
+def show_seen(seen: Sequence[Seen]) -> Any:
+    """Files after a look at them, two in a row: k-space, and the image with the first finding.
+
+    Each has the window of its own: k-space as in log_magnitude, the image up to its maximum.
+    """
+    images, titles = list[Tensor](), list[str]()
+    for one in seen:
+        told = next((f for f in one.findings if f.alarm), one.findings[0] if one.findings else None)
+        words = f"ALARM: {told.what}" if told and told.alarm else told.what if told else "good"
+        images += [log_magnitude(one.kspace), one.image / one.image.max()]
+        titles += ["\n".join(textwrap.wrap(text, 28, max_lines=3, placeholder=" ..")) for text in (one.name, words)]
+    return show_images(images, titles, (0, 1), columns=min(len(images), 4), width=2.1 * min(len(images), 4))
 
 
 def show_curves(history: Sequence[Mapping[str, float]]) -> Any:

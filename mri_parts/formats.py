@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from mri_parts.basics import BadInput
-from mri_parts.checks import find_centre
+from mri_parts.checks import find_centre, lacks_corners
 from mri_parts.fourier import _centred, center_crop, fft2c, ifft2c, rss
 from mri_parts.hdf5 import LONGEST_HEADER, _dataset
 from mri_parts.images import IMAGE_SUFFIXES, _is_dicom, _judging, image_kspace, resampled
-from mri_parts.volumes import READERS, Reader, Volume, read_volume
+from mri_parts.volumes import EMPTY_COLUMN, M4RAW, READERS, Reader, Volume, read_volume
 
 LARGEST_SCAN = 2**30  # samples of a file, all axes together: 8 GiB
 
@@ -40,7 +40,7 @@ class Scan:
         notes: what was assumed or done, to be printed.
         simulated: what was not measured; kept in the file, and metrics.json warns of it.
         noise: complex64 (coils, samples), a noise scan; None without one.
-        mask: bool (W,), the columns that were measured, where some were left out; else None.
+        mask: bool (W,) or (H, W), the columns or points that were measured, where some were left out; else None.
         affine: where the images lie, see Volume.affine; None where the file does not tell.
     """
 
@@ -184,6 +184,59 @@ def emulate_single_coil(kspace: Tensor, axes: Sequence[str], steps: int = 100) -
             weights = torch.linalg.solve(gram, images.mH @ (wanted * torch.sgn(images @ weights)))
         combined.append(torch.einsum("c,...chw->...hw", weights, one))
     return torch.stack(combined)
+
+
+def as_measured(scan: Scan, path: Path) -> Scan:
+    """A scan that look() refuses because samples were left out, made usable.
+
+    Args:
+        scan: as read. Rows and columns at the edges may be empty (partial Fourier, an asymmetric echo).
+        path: for messages.
+    Returns:
+        the scan, its k-space cropped to the largest rectangle around DC without a gap, where only corners are
+        missing (an ellipse); else with the mask of what was measured, which makes a test file of it.
+    Raises:
+        BadInput: each image lacks other samples.
+    """
+    coils = [axis for axis, name in enumerate(scan.axes[1:]) if name == "coils"]
+    measured: list[Tensor] = []
+    for one in scan.kspace:
+        size = torch.view_as_real(one).abs().amax(-1)
+        size = (size.amax(coils[0]) if coils else size).reshape(-1, *size.shape[-2:])
+        measured += (size > EMPTY_COLUMN * size.amax()).unbind()
+    always = torch.stack(measured).all(0)
+    height, width = always.shape
+    rows, columns = (always.any(axis).nonzero().flatten().tolist() or [0] for axis in (1, 0))
+    inside = always[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    h, w = _full_rectangle(always) if lacks_corners(~inside) else (0, 0)
+    if h * w:
+        kept = tuple(round(n * new / old) for n, new, old in zip(scan.target_size, (h, w), (height, width)))
+        note = f"the corners of k-space were never measured: cropped from {height}x{width} to {h}x{w}"
+        affine = None if scan.affine is None else resampled(scan.affine, scan.target_size, kept)
+        cropped = center_crop(scan.kspace, (h, w)).contiguous()
+        fields: dict[str, Any] = dict(kspace=cropped, target_size=kept, affine=affine)
+    else:
+        if not all(torch.equal(one, always) for one in measured):
+            raise BadInput(f"{path}: undersampled, with other samples in each image: give a full scan")
+        line = always[rows[0]]
+        mask = line if ((always == line).all(1) | ~always.any(1)).all() else always
+        share = float(mask.float().mean())
+        what = "columns" if mask.ndim == 1 else "samples"
+        note = f"undersampled ({share:.0%} of the {what}), so without a reference: a test file"
+        fields = dict(mask=mask)
+    return dataclasses.replace(scan, notes=(*scan.notes, note), **fields)
+
+
+def _full_rectangle(measured: Tensor) -> tuple[int, int]:
+    """The even (h, w) of the largest rectangle around DC in which all of bool (H, W) is true; (0, 0) without one."""
+    (row, column), best = (n // 2 for n in measured.shape), (0, 0)
+    full = torch.ones(measured.shape[1], dtype=torch.bool)
+    for half in range(1, row + 1):
+        full &= measured[row - half] & measured[row + half - 1]
+        sides = full[:column].flip(0), full[column : 2 * column]
+        reach = min(int(side.long().cumprod(0).sum()) for side in sides)
+        best = max(best, (2 * half, 2 * reach), key=math.prod)
+    return best
 
 
 def _check_size(path: Path, shape: Sequence[int], file: Path | None = None, itemsize: int = 8) -> None:
@@ -353,14 +406,14 @@ def _read_fastmri(path: Path, axes: Sequence[str], variable: str) -> Scan:
     """fastMRI's layout, and M4Raw's: there the first digits of the name are the volunteer."""
     volume: Volume = read_volume(path)
     _check_size(path, volume.shape)
-    subject = re.match(r"(\d{8,})_(T1|T2|FLAIR)\d+$", path.stem)
+    subject = M4RAW.match(path.stem)
     notes = ("M4Raw: the first digits of the name are the subject, repetitions are files of their own",)
     return Scan(
         kspace=torch.stack([volume.kspace(i) for i in range(len(volume))]),
         axes=volume.axes,
         target_size=volume.target_size,
-        acquisition=volume.acquisition if volume.acquisition != "unknown" or not subject else subject[2],
-        patient_id=subject[1] if subject else volume.patient_id,
+        acquisition=volume.acquisition if volume.acquisition != "unknown" or not subject else subject["contrast"],
+        patient_id=subject["subject"] if subject else volume.patient_id,
         notes=notes if subject else ("fastMRI's layout",),
         noise=volume.noise() if "coils" in volume.axes else None,
         mask=volume.mask,
@@ -383,6 +436,24 @@ def _read_calgary(path: Path, axes: Sequence[str], variable: str) -> Scan:
         notes.append("DC was in the corner, now it is in the middle")
         scan = dataclasses.replace(scan, kspace=centred(scan.kspace))
     return dataclasses.replace(scan, acquisition="T1", notes=(*scan.notes, *notes))
+
+
+def _is_skm_tea(path: Path) -> bool:
+    """K-space with five axes, beside the coils' maps."""
+    if not _holds_hdf5(path, "kspace", "c"):
+        return False
+    with h5py.File(path, "r") as file:
+        return file["kspace"].ndim == 5 and "maps" in file
+
+
+def _read_skm_tea(path: Path, axes: Sequence[str], variable: str) -> Scan:
+    """SKM-TEA: (x, ky, kz, echoes, coils), already transformed along the readout x, which are the slices."""
+    with h5py.File(path, "r") as file:
+        data: Any = _dataset(file, path, "kspace", "c", "complex", LARGEST_SCAN)
+        _check_size(path, data.shape)
+        stored = data[()]
+    notes = ("SKM-TEA: slices are transformed already, both axes of k-space are phase encodes",)
+    return _array_scan(path, stored, axes, "slices, H, W, echoes, coils", acquisition="qDESS", notes=notes)
 
 
 # NIfTI
@@ -464,7 +535,10 @@ def _turned_affine(turned: Any, order: Sequence[int], filled: Tensor, size: Sequ
 
 
 FORMATS: dict[str, Format] = {
-    "fastMRI or M4Raw HDF5": Format(lambda path: _holds_hdf5(path, "kspace", "c"), _read_fastmri),
+    "fastMRI or M4Raw HDF5": Format(
+        lambda path: _holds_hdf5(path, "kspace", "c") and not _is_skm_tea(path), _read_fastmri
+    ),
+    "SKM-TEA HDF5": Format(_is_skm_tea, _read_skm_tea),
     "Calgary-Campinas HDF5": Format(lambda path: _holds_hdf5(path, "kspace", "f"), _read_calgary),
     "MATLAB": Format(_suffix(".mat"), _read_matlab),
     "BART": Format(_suffix(".cfl", ".hdr"), _read_bart),
@@ -483,7 +557,7 @@ CONVERTED: Mapping[str, str] = {
 
 def _to_convert(folder: Path) -> str:
     """The end of the names of the files in a folder that data/convert.py reads, where there is nothing else; or ""."""
-    files = [path for path in sorted(folder.glob("*")) if path.is_file()]
+    files = [path for path in sorted(folder.glob("*")) if path.is_file() and not path.name.startswith(".")]
     if any(path.suffix.lower() in (".h5", *IMAGE_SUFFIXES) or path.name == "cine.npz" for path in files):
         return ""
     end = next((end for path in files for end in CONVERTED if path.name.lower().endswith(end)), "")

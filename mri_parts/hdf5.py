@@ -216,7 +216,8 @@ def _dataset(
     pairs = data.dtype.names in PAIRS and all(data.dtype[n].kind in "fiu" and not data.dtype[n].shape for n in (0, 1))
     if (data.dtype.kind not in kinds and not (pairs and "c" in kinds)) or data.shape is None:
         if data.shape is not None and "c" in kinds and data.dtype.kind in "fiu":
-            raise BadInput(f"{path}: {key} is {data.dtype} {data.shape}, not {expected}: {_join(data.shape)}")
+            reads = ", or let data/convert.py read it" if data.ndim == 4 and data.shape[-1] % 2 == 0 else ""
+            raise BadInput(f"{path}: {key} is {data.dtype} {data.shape}, not {expected}: {_join(data.shape)}{reads}")
         raise BadInput(f"{path}: {key} is {data.dtype}, not {expected}: repair or convert the file")
     shapes = [data.shape[1:] if data.ndim > 2 else data.shape, data.chunks or (1,)]
     if max(math.prod(shape) for shape in shapes) > largest or data.dtype.itemsize > LONGEST_HEADER:

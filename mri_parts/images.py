@@ -290,12 +290,19 @@ def _dicom_affine(headers: Sequence[Any]) -> np.ndarray:
     return TURN @ affine
 
 
+def _visible(folder: Path) -> list[Path]:
+    """The files of a folder and those below it, sorted; none that begins with a dot, or lies in a folder that does."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
 def read_images(folder: str | Path, phase: bool = True, noise: float = 0.0) -> list[Volume]:
     """Volumes of a folder of images: DICOM series, told apart by their headers, or grey PNG, TIFF .. files.
 
     Subfolders are searched. A DICOM series is one volume, sorted by position; so are the plain images of one
     folder, sorted by name, which count as one subject. Names and numbers of patients appear nowhere: subjects have
-    labels that do not tell them. DICOM files without images, such as the directory of an export, are passed over.
+    labels that do not tell them. DICOM files without images, such as the directory of an export, are passed over, and
+    so are names that begin with a dot.
     Images that the scanner interpolated are cropped in k-space to the acquired matrix, known from the header
     (AcquisitionMatrix) or from where the spectrum of the middle slice ends, and every matrix to multiples of 8, so
     that half and a quarter of it are whole and even. What is cropped is printed; that and
@@ -310,7 +317,7 @@ def read_images(folder: str | Path, phase: bool = True, noise: float = 0.0) -> l
     folder = Path(folder)
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder: data/README.md tells where each data set goes")
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = _visible(folder)
     pictures: dict[Path, list[Path]] = {}
     for path in files:
         if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -375,8 +382,7 @@ def _holds_images(folder: Path) -> bool:
     others = (reader for reader in READERS.values() if reader.read is not read_images)
     if any(reader.holds(folder) for reader in others):
         return False
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return any(path.suffix.lower() in IMAGE_SUFFIXES or _is_dicom(path) for path in files)
+    return any(path.suffix.lower() in IMAGE_SUFFIXES or _is_dicom(path) for path in _visible(folder))
 
 
 READERS["DICOM, PNG or TIFF image"] = Reader(_holds_images, read_images)

@@ -188,7 +188,10 @@ def add_flags(
     several: bool = False,
     given_only: bool = False,
 ) -> None:
-    """Add more flags to a flag_parser, whose arguments these are."""
+    """Add more flags to a flag_parser, whose arguments these are.
+
+    A text whose meaning shows several words, such as "nifti dicom", may be given without quotation marks.
+    """
     groups: dict[str, Any] = {"": parser}
     for group, name, kind, value, meaning in parameter_lines(source):
         value = (defaults or {}).get(name, value)
@@ -200,9 +203,18 @@ def add_flags(
         else:
             kinds = {"int": int, "float": float, "str": str, "bool": _true_or_false}
             options |= {"type": kinds[kind], "metavar": kind.upper()} | ({"nargs": "+"} if several else {})
+            if kind == "str" and not several and re.search(r'"\w+( \w+)+"', meaning):
+                options |= {"nargs": "+", "action": _Words}
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
         groups[group].add_argument("--" + name.replace("_", "-"), **options)
+
+
+class _Words(argparse.Action):
+    """Words of a flag as one text."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, " ".join(values))
 
 
 def _true_or_false(word: str) -> bool:

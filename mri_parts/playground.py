@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mri_parts.basics import ROOT, BadInput
+from mri_parts.checks import look_at_all
 from mri_parts.dataset import Sample, SliceDataset
 from mri_parts.figures import compare, explore, log_magnitude, mask_image, method_name, psf_image
 from mri_parts.masks import mask_kinds
@@ -41,9 +42,10 @@ def chosen_method(name: str) -> Method:
 
 
 def open_folder(data: str | Path) -> list[Volume]:
-    """The volumes of a folder, or of its val/; data/demo is simulated when missing."""
+    """The volumes of a folder, or of its val/, after a look at each; data/demo is simulated when missing."""
     place = Path(data) if str(data) != "data/demo" else demo_data()
-    return read_folder(place / "val" if (place / "val").is_dir() else place)
+    volumes = read_folder(place / "val" if (place / "val").is_dir() else place)
+    return look_at_all([volumes], 1.0).volumes[0]
 
 
 def measure(

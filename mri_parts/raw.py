@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mri_parts.basics import BadInput
+from mri_parts.checks import lacks_corners
 from mri_parts.formats import FORMATS, Format, Scan, _array_scan, _check_size, _holds_hdf5, _suffix
 from mri_parts.fourier import _centred, crop_readout
 from mri_parts.hdf5 import LONGEST_HEADER, _dataset
@@ -122,15 +123,19 @@ def read_mrd(path: Path, axes: Sequence[str] = (), variable: str = "") -> Scan:
     measured = torch.from_numpy(lines > 0)
     mask = _sampled(path, measured, notes)
     # (slices, echoes, frames, repetitions, sets, coils, z, x, y)
+    points = mask is not None and mask.ndim == 2
+    across, down = ("x", "z") if points else ("z", "x")  # of points in z and y images can be made for each x only
+    kspace = kspace.transpose(-3, -2) if points else kspace
     if kspace.shape[-3] > 1:
         kspace = _centred(torch.fft.ifftn, kspace, (-3,))
-        depth = header.field_of_view("z", kspace.shape[-3])
-        notes.append(f"3-D: {kspace.shape[-3]} partitions transformed to slices, {depth} kept")
+        depth = header.field_of_view(across, kspace.shape[-3])
+        what = "samples along the readout" if points else "partitions"
+        notes.append(f"3-D: {kspace.shape[-3]} {what} transformed to slices, {depth} kept")
         first = (kspace.shape[-3] - depth) // 2
         kspace = kspace[..., first : first + depth, :, :]
     kspace = kspace.movedim(-3, 1).flatten(0, 1)
     height, width = kspace.shape[-2:]
-    h, w = header.field_of_view("x", height), header.field_of_view("y", width)
+    h, w = (height if points else header.field_of_view(down, height)), header.field_of_view("y", width)
     if h < height:
         notes.append(f"readout oversampling removed: {height} -> {h} rows")
         kspace = crop_readout(kspace, h)
@@ -151,14 +156,17 @@ def read_mrd(path: Path, axes: Sequence[str] = (), variable: str = "") -> Scan:
         notes=tuple(notes),
         noise=noise if "coils" in order else None,
         mask=mask,
-        affine=_position(header, heads[imaging], kspace.shape[0], (h, w)),
+        affine=_position(header, heads[imaging], kspace.shape[0], (h, w), points),
     )
 
 
-def _position(header: _Header, heads: np.ndarray, slices: int, size: tuple[int, int]) -> np.ndarray | None:
+def _position(
+    header: _Header, heads: np.ndarray, slices: int, size: tuple[int, int], points: bool = False
+) -> np.ndarray | None:
     """The affine of the images (see Volume.affine), from the first line of each slice; None where it is not told.
 
-    The position is that of the middle of the slice or slab; indices grow along the directions of the header.
+    The position is that of the middle of the slice or slab; indices grow along the directions of the header. With
+    `points`, rows are partitions and slices lie across the readout.
     """
     if not {"position", "read_dir", "phase_dir", "slice_dir"} <= set(heads.dtype.names or ()):
         return None
@@ -167,6 +175,8 @@ def _position(header: _Header, heads: np.ndarray, slices: int, size: tuple[int, 
     dx, dy, dz = (fov / n for fov, n in zip(encoded, matrix))
     _, first = np.unique(heads["idx"]["slice"], return_index=True)
     read, phase, across = (heads[f"{name}_dir"][first[0]].astype(float) for name in ("read", "phase", "slice"))
+    if points:
+        read, across, dx, dz = across, read, dz, dx
     centres = heads["position"][first].astype(float)
     if matrix[2] > 1:
         if len(first) > 1:  # several slabs
@@ -247,23 +257,33 @@ def _place(
 
 
 def _sampled(path: Path, measured: Tensor, notes: list[str]) -> Tensor | None:
-    """The columns of an undersampled scan, bool (W,); None for a full one, of which the edges may lack.
+    """The columns, or the points of a 3-D scan, that were measured of an undersampled one; None for a full one.
+
+    A full one may lack columns at the edges, and the corners of its 3-D k-space.
 
     Args:
         measured: bool (.., z, y).
         notes: gets a line about what is missing.
+    Returns:
+        bool (y,) or (z, y), or None.
     Raises:
-        BadInput: other columns in each image.
+        BadInput: other columns or points in each image.
     """
     width, share = measured.shape[-1], float(measured.float().mean())
-    if measured.shape[-2] > 1:  # the corners of 3-D k-space are often left out
-        if share < 0.7:
-            raise BadInput(f"{path}: {share:.0%} of the 3-D lines were measured, so no reference: give a full scan")
-        notes.extend([f"{share:.0%} of the lines measured, the others are zero"] if share < 1 else [])
-        return None
+    if measured.shape[-2] > 1:
+        images = measured.flatten(0, -3)
+        always = images.all(0)
+        rows, columns = (always.any(axis).nonzero().flatten().tolist() or [0] for axis in (1, 0))
+        if lacks_corners(~always[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]):
+            notes.extend([f"{share:.0%} of the lines measured, the others are zero"] if share < 1 else [])
+            return None
+        if (images != always).any():
+            raise BadInput(f"{path}: undersampled ({share:.0%}), with other lines in each image: give a full scan")
+        notes.append(f"undersampled ({share:.0%} of the lines), so without a reference: a test file")
+        return always
     flat = measured.reshape(-1, width)
-    columns = torch.nonzero(flat.any(0))[:, 0]
-    first, end = int(columns[0]), int(columns[-1]) + 1
+    filled = torch.nonzero(flat.any(0))[:, 0]
+    first, end = int(filled[0]), int(filled[-1]) + 1
     if flat[:, first:end].all():
         if end - first < width:
             notes.append(f"partial Fourier: columns {first} to {end - 1} of {width} measured, the others are zero")
@@ -305,6 +325,8 @@ def _read_twix(path: Path, axes: Sequence[str], variable: str) -> Scan:
     notes = ["Siemens twix: tried on files made up for that, look at the images"]
     filled = torch.from_numpy(array.any(axis=(0, 1)))  # lines, partitions, ..
     mask = _sampled(path, filled.movedim((1, 0), (-2, -1)), notes)
+    if mask is not None and mask.ndim == 2:  # of points in two directions images can be made across the readout only
+        names = names.replace("H", "across").replace("partitions", "H").replace("across", "partitions")
     return _array_scan(path, array, axes, names, notes=tuple(notes), mask=mask)
 
 

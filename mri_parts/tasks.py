@@ -12,7 +12,7 @@ from typing import Any
 from mri_parts.basics import BadInput, choose, read_call
 from mri_parts.checks import centre_share, check_split, check_table, look_at_all
 from mri_parts.dataset import SliceDataset, cache_volumes
-from mri_parts.figures import format_table
+from mri_parts.figures import format_table, save_figure, show_seen
 from mri_parts.methods import Machine, Method, classical_method, tune, zero_filled
 from mri_parts.networks import MODEL_DEFAULTS, MODELS, model_arguments, model_axes
 from mri_parts.scanner import demo_data
@@ -183,10 +183,12 @@ def read_files(task: str, data: str, centre: float = 0.08, skip: bool = False) -
 
 
 def show_check(folder: str, mask: str, center_fraction: float) -> dict[str, Any]:
-    """Print what a look at all files of a folder finds, of whatever axes: `train.py --check FOLDER`.
+    """Print what a look at all files of a folder finds, of whatever axes, and draw it: `train.py --check FOLDER`.
+
+    The picture, k-space and image of eight files at most, is runs/check/NAME.png.
 
     Args:
-        folder: with train/ and val/, or of files.
+        folder: with train/, val/ and test/, as far as they are there, or of files.
         mask, center_fraction: of the sampling that is meant; the echo should lie in its centre.
     Returns:
         {"alarm": False}.
@@ -195,10 +197,14 @@ def show_check(folder: str, mask: str, center_fraction: float) -> dict[str, Any]
         SystemExit: status 1, after an alarm or a file that cannot be read.
     """
     place, broken = Path(folder), list[str]()
-    parts = [place / name for name in ("train", "val") if (place / name).is_dir()] or [place]
+    parts = [place / name for name in ("train", "val", "test") if (place / name).is_dir()] or [place]
     volumes = [volume for part in parts for volume in read_folder(part, (), broken)]
-    rows, alarm = check_table(volumes, broken, centre_share(mask, center_fraction))
+    rows, alarm, seen = check_table(volumes, broken, centre_share(mask, center_fraction))
     print(format_table(rows), flush=True)
+    if seen:
+        picture = Path("runs", "check", f"{place.resolve().name}.png")
+        save_figure(show_seen(seen), picture)
+        print(f"picture of {len(seen)} of {len(volumes)} files: {picture}")
     if alarm:
         raise SystemExit(1)
     return {"alarm": alarm}

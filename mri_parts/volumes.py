@@ -8,6 +8,7 @@ import functools
 import hashlib
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,13 @@ EMPTY_COLUMN = 1e-12
 
 
 MOST_SLICES = 10_000
+
+
+CONVERT = "python data/convert.py {}/*.h5 --out data/mine"
+
+
+# Names of M4Raw's files: volunteer, contrast, repetition.
+M4RAW = re.compile(r"(?P<subject>\d{8,})_(?P<contrast>T1|T2|FLAIR)\d+$")
 
 
 # The axes of k-space by their number, in files that do not name them.
@@ -205,14 +213,22 @@ class Volume:
 
         Only one line per slice is read, so that a folder of many gigabytes takes seconds.
         """
-        return self._fingerprints
+        return self._central_lines[0]
+
+    def measured_columns(self) -> np.ndarray:
+        """Bool (slices, W): where the same central lines hold data, in some coil and in every frame, echo .."""
+        return self._central_lines[1]
 
     @functools.cached_property
-    def _fingerprints(self) -> list[str]:
+    def _central_lines(self) -> tuple[list[str], np.ndarray]:
         lines = self._read("kspace", (..., self.shape[-2] // 2, slice(None)), np.complex64)
         lines = np.ascontiguousarray(lines) + np.float32(0)  # + 0: a negative zero is a zero
         lines = lines[list(self.kept)] if self.kept else lines
-        return [hashlib.sha1(line.tobytes()).hexdigest() if line.any() else "" for line in lines]
+        marks = [hashlib.sha1(line.tobytes()).hexdigest() if line.any() else "" for line in lines]
+        size = np.abs(lines)
+        for place, axis in reversed([*enumerate(self.axes[:-2])][1:]):
+            size = size.max(place) if axis == "coils" else size.min(place)
+        return marks, size > EMPTY_COLUMN * size.max(-1, keepdims=True)
 
     def _read(self, key: str, index: Any, kind: type) -> np.ndarray:
         if isinstance(index, int) and not 0 <= index < len(self):
@@ -294,9 +310,11 @@ def read_volume(path: str | Path) -> Volume:
         if data is None:
             found = ", ".join(list(file)[:9]) or "nothing"
             if any(isinstance(group, h5py.Group) and {"data", "xml"} <= set(group) for group in file.values()):
-                raise BadInput(f"{path}: an ISMRMRD file: python data/convert.py {path.parent}/*.h5 --out data/mine")
+                raise BadInput(f"{path}: an ISMRMRD file: {CONVERT.format(path.parent)}")
             raise BadInput(f"{path}: no data set 'kspace' (found: {found}): data/README.md shows the layout")
         shape = data.shape
+        if len(shape) == 5 and "maps" in file:
+            raise BadInput(f"{path}: a file of SKM-TEA, in its own order of axes: {CONVERT.format(path.parent)}")
         attributes = {key: file.attrs[key] for key in file.attrs}
         axes = _named_axes(path, shape, _text(attributes.get("axes", "")))
         key: str | None = "reconstruction_rss" if "coils" in axes else "reconstruction_esc"
@@ -348,7 +366,7 @@ def read_volume(path: str | Path) -> Volume:
         axes=axes,
         target_size=size,
         acquisition=_text(attributes.get("acquisition", "unknown")),
-        patient_id=_text(attributes.get("patient_id", path.stem)),
+        patient_id=_text(attributes.get("patient_id", subject_in_name(path))),
         columns=columns,
         mask=mask,
         target_key=key,
@@ -357,6 +375,12 @@ def read_volume(path: str | Path) -> Volume:
         header_size=stated,
         spacing=spacing,
     )
+
+
+def subject_in_name(path: Path) -> str:
+    """Whose scan a file without the attribute `patient_id` is: M4Raw's names begin with it, others stand for it."""
+    named = M4RAW.match(path.stem)
+    return named["subject"] if named else path.stem
 
 
 def _text(value: Any) -> str:
@@ -399,7 +423,8 @@ def write_volume(
         noise: (coils, samples) complex, a noise scan that goes with multi-coil files; see Volume.noise.
         attributes: further attributes (numbers, strings).
     Raises:
-        BadInput: k-space that is not complex, axes that do not fit it, a mask that does not; see replace_file.
+        BadInput: k-space that is not complex, or not finite; axes, a mask or noise that does not fit it; what
+            read_volume would not read; see replace_file.
     """
     if not (kspace.is_complex() if isinstance(kspace, Tensor) else np.asarray(kspace).dtype.kind == "c"):
         names = getattr(kspace.dtype, "names", None)
@@ -408,7 +433,17 @@ def write_volume(
     kspace = torch.as_tensor(kspace).to(torch.complex64)
     if mask is not None and tuple(mask.shape) not in (tuple(kspace.shape[-1:]), tuple(kspace.shape[-2:])):
         raise BadInput(f"{path}: mask has shape {tuple(mask.shape)}, kspace {tuple(kspace.shape)}: give (W,) or (H, W)")
+    if mask is not None and not torch.as_tensor(mask).any():
+        raise BadInput(f"{path}: mask keeps nothing: give one that is true where k-space was measured")
     axes = _named_axes(path, kspace.shape, ", ".join(axes))
+    if math.prod(kspace.shape[1:]) > LARGEST_SLICE:
+        raise BadInput(f"{path}: kspace {tuple(kspace.shape)}: a slice has more than {LARGEST_SLICE} samples, split it")
+    if not torch.isfinite(torch.view_as_real(kspace).sum()) and not torch.isfinite(torch.view_as_real(kspace)).all():
+        raise BadInput(f"{path}: k-space holds NaN or infinite samples: leave them out")
+    if noise is not None and "coils" in axes:
+        kind, coils = np.asarray(noise).dtype.kind, kspace.shape[axes.index("coils")]
+        if kind != "c" or noise.ndim != 2 or len(noise) != coils:
+            raise BadInput(f"{path}: noise {tuple(noise.shape)} beside {coils} coils: give complex (coils, samples)")
     target = _magnitude(center_crop(ifft2c(kspace), target_size), axes).numpy()
     (height, width), (h, w) = kspace.shape[-2:], target_size
     header = HEADER.format(height=height, width=width, h=h, w=w, last=width - 1, center=width // 2)
@@ -542,7 +577,7 @@ def read_folder(folder: str | Path, axes: Sequence[str] = (), broken: list[str] 
 
 
 def read_train_and_val(
-    folder: str | Path, axes: Sequence[str] = (), broken: list[str] | None = None
+    folder: str | Path, axes: Sequence[str] | Callable[[Path], list[Volume]] = (), broken: list[str] | None = None
 ) -> tuple[list[Volume], list[Volume]]:
     """folder/train and folder/val; where there are none, a fifth of the folder's subjects, or of one subject's slices.
 
@@ -550,16 +585,16 @@ def read_train_and_val(
     out: neighbours are nearly copies. What is done is printed.
 
     Args:
-        folder, axes, broken: see read_folder.
+        folder, axes, broken: see read_folder; or, in place of axes, a function that reads a folder.
     Returns:
         Training and validation volumes.
     Raises:
         BadInput: see read_folder; one subject whose slices cannot be split.
     """
-    folder = Path(folder)
+    folder, read = Path(folder), axes if callable(axes) else functools.partial(read_folder, axes=axes, broken=broken)
     if (folder / "train").is_dir():
-        return read_folder(folder / "train", axes, broken), read_folder(folder / "val", axes, broken)
-    volumes = read_folder(folder, axes, broken)
+        return read(folder / "train"), read(folder / "val")
+    volumes = read(folder)
     train, val = split_by_subject(volumes, 0.2)
     if train:
         print(f"{folder}: no train/ and val/ in it: {len({v.patient_id for v in val})} of its subjects validate")

@@ -14,6 +14,7 @@ from conftest import save_v73
 from scipy.io import savemat
 
 import mri_utils as mri
+from mri_parts import formats
 
 F = np.array([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0]])
 R = np.array([[1, 1, 1, 0], [1, 0, 0, 1], [1, 1, 1, 0], [1, 0, 1, 0], [1, 0, 0, 1]])
@@ -133,6 +134,18 @@ def write_calgary(folder, kspace):
     return folder / "e14089s3.h5", ""
 
 
+def write_skm_tea(folder, kspace, measured=1):
+    """(x, ky, kz, echoes, coils), compressed, beside maps, targets and masks."""
+    echoes = np.stack([kspace, 0.5 * kspace], 1) * measured
+    with h5py.File(folder / "MTR_005.h5", "w") as file:
+        stored = echoes.transpose(0, 3, 4, 1, 2).astype(np.complex64)
+        file.create_dataset("kspace", data=stored, compression="lzf")
+        file["maps"] = np.ones((*stored.shape[:3], stored.shape[4], 1), np.complex64)
+        file["target"] = np.ones((*stored.shape[:4], 1), np.complex64)
+        file["masks/poisson_6.0x"] = np.ones(stored.shape[1:3], bool)
+    return folder / "MTR_005.h5", ""
+
+
 def write_m4raw(folder, kspace):
     about = {"target_size": (H, W), "acquisition": "T1", "patient_id": "a1b2c3"}
     mri.write_volume(folder / "2022061003_T101.h5", kspace, **about)
@@ -229,7 +242,8 @@ def write_nifti(folder, images):
 
 
 WRITERS = (
-    write_mat5, write_mat73, write_cmrxrecon, write_npy, write_npz, write_bart, write_calgary, write_m4raw, write_mrd
+    write_mat5, write_mat73, write_cmrxrecon, write_npy, write_npz, write_bart, write_calgary, write_skm_tea,
+    write_m4raw, write_mrd,
 )  # fmt: skip
 
 
@@ -240,10 +254,11 @@ def test_round_trip_and_orientation(write, coils, tmp_path, capsys):
     path, axes = write(tmp_path, to_kspace(images))
     volume = converted(path, *(["--axes", axes] if axes else []))
     expected = torch.from_numpy(images).to(torch.complex64)
-    if write is write_cmrxrecon:
+    inner = {write_cmrxrecon: ("frames",), write_skm_tea: ("echoes",)}.get(write, ())
+    if inner:
         expected = torch.stack([expected, expected * 0.5], 1)
-        assert volume.patient_id == "P007" and volume.acquisition == "cine_sax"
-    inner = ("frames",) if write is write_cmrxrecon else ()
+        about = {"frames": ("P007", "cine_sax"), "echoes": ("MTR_005", "qDESS")}[inner[0]]
+        assert (volume.patient_id, volume.acquisition) == about
     if coils == 1 and write is not write_m4raw:  # there the axis is in the file
         expected = expected.squeeze(-3)
         assert volume.axes == ("slices", *inner, "H", "W")
@@ -356,6 +371,46 @@ def test_mrd_three_dimensions(tmp_path):
     volume = converted(tmp_path / "a.h5")
     assert volume.axes == ("slices", "coils", "H", "W") and len(volume) == 6
     assert decibels(volume.kspace(4), slices[:, 4].astype(np.complex64)) > 40
+
+
+@pytest.mark.parametrize("kind", ["points", "corners"])
+def test_mrd_three_dimensions_with_lines_left_out(kind, tmp_path, capsys):
+    """Points in z and y become a test file, slices across the readout; where only corners lack, nothing changes."""
+    ismrmrd = pytest.importorskip("ismrmrd")
+    depth, oversampling = 16, 2
+    volume = np.stack([phantom(1, 2)[0, :, ::2] * (1 + np.sin(x / 9)) for x in range(24)], 2)  # coils, z, x, y
+    wide = np.pad(volume, ((0, 0), (0, 0), (12, 12), (0, 0)))
+    kspace = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(wide, (1, 2, 3)), axes=(1, 2, 3), norm="ortho"), (1, 2, 3))
+    y, x = np.mgrid[-1 : 1 : depth * 1j, -1 : 1 : W * 1j]
+    kept = np.hypot(y, x) < 1.05
+    if kind == "points":
+        kept &= (np.random.default_rng(0).random(kept.shape) < 0.4) | (np.hypot(y, x) < 0.3)
+    sides = "<x>{}</x><y>40</y><z>16</z></matrixSize><fieldOfView_mm><x>{}</x><y>80</y><z>48</z></fieldOfView_mm>"
+    header = f"""<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding><trajectory>cartesian</trajectory>
+    <encodedSpace><matrixSize>{sides.format(24 * oversampling, 96)}</encodedSpace>
+    <reconSpace><matrixSize>{sides.format(24, 48)}</reconSpace><encodingLimits/></encoding></ismrmrdHeader>"""
+    with ismrmrd.Dataset(str(tmp_path / "a.h5")) as dataset:
+        dataset.write_xml_header(header)
+        for row, column in np.argwhere(kept):
+            line = np.ascontiguousarray(kspace[:, row, :, column].astype(np.complex64))
+            acquisition = ismrmrd.Acquisition.from_array(line)
+            acquisition.center_sample = 24
+            acquisition.idx.kspace_encode_step_1, acquisition.idx.kspace_encode_step_2 = column, row
+            acquisition.position[:], acquisition.read_dir[:] = (4, 5, 6), (1, 0, 0)
+            acquisition.phase_dir[:], acquisition.slice_dir[:] = (0, 1, 0), (0, 0, 1)
+            dataset.append_acquisition(acquisition)
+    found = converted(tmp_path / "a.h5")
+    printed = capsys.readouterr().out
+    if kind == "corners":
+        assert found.has_reference and found.shape == (depth, 2, 24, W) and "the others are zero" in printed
+        return
+    assert found.path.parent.name == "test" and found.mask.numpy().tolist() == kept.tolist()
+    assert found.shape == (24, 2, depth, W) and "samples along the readout transformed to slices, 24 kept" in printed
+    expected = torch.from_numpy(volume[:, :, 10]).to(torch.complex64)
+    assert decibels(found.kspace(10), torch.where(found.mask, mri.fft2c(expected), 0)) > 40
+    place = mri.read_scan(tmp_path / "a.h5").affine @ [20, 8, 12, 1]  # column (y), row (z), slice (x) of the middle
+    assert np.allclose(place, [-4, -5, 6, 1])
+    assert np.allclose(mri.read_scan(tmp_path / "a.h5").affine[:3, :3], [[0, 0, -2], [-2, 0, 0], [0, 3, 0]])
 
 
 def test_mrd_what_cannot_be_placed_is_refused(tmp_path):
@@ -479,6 +534,78 @@ def test_dc_in_the_corner_is_told_and_mended(tmp_path, capsys):
     assert "off the centre" not in capsys.readouterr().out
     assert_upright(volume.target(1))
     assert decibels(mri.ifft2c(volume.kspace(1)), torch.from_numpy(images[1]).to(torch.complex64)) > 40
+
+
+def test_scans_that_leave_samples_out_become_test_files(tmp_path, capsys):
+    """As ISMRMRD's: whatever the format, what was measured is told by the zeros."""
+    kspace = to_kspace(phantom(2, 2))
+    points = np.random.default_rng(0).random((H, W)) < 0.4
+    points[12:20, 15:25] = True
+    lines = (np.arange(W) % 2 == 0) | (np.abs(np.arange(W) - 20) < 4)
+    options = ["--axes", "slices, coils, H, W"]
+    for name, kept, what in (("points", points, "samples"), ("lines", lines, "columns")):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "a.npy", kspace * kept)
+        volume = converted(tmp_path / name / "a.npy", *options)
+        assert volume.path.parent.name == "test" and volume.mask.tolist() == kept.tolist() and not volume.has_reference
+        path = tmp_path / name / "a.npy"
+        path.with_name("out").rename(path.with_name("before"))
+        if name == "points":
+            assert "--maps: 0 whole columns were measured" in refused(path, *options, "--maps")
+        else:
+            assert not converted(path, *options, "--maps").has_reference
+        assert f"undersampled ({kept.mean():.0%} of the {what}), so without a reference" in capsys.readouterr().out
+    other = kspace * lines
+    other[1] = kspace[1] * ~(lines ^ (np.arange(W) < 10))
+    np.save(tmp_path / "a.npy", other)
+    assert "with other samples in each image: give a full scan" in refused(tmp_path / "a.npy", *options)
+    partial = kspace * (np.arange(W) >= 10)  # known to be zero: a reference all the same
+    np.save(tmp_path / "a.npy", partial)
+    assert converted(tmp_path / "a.npy", *options).has_reference
+
+
+def test_k_space_without_its_corners_is_cropped(tmp_path, capsys):
+    y, x = ((np.arange(n) - n // 2) / (n // 2) for n in (H, W))
+    kept = np.hypot(y[:, None], x) <= 1
+    kspace = to_kspace(phantom(3, 2))
+    path, _ = write_skm_tea(tmp_path, kspace, kept)
+    with pytest.raises(mri.BadInput, match=r"SKM-TEA.*python data/convert.py .*/\*.h5 --out data/mine"):
+        mri.read_folder(tmp_path)
+    volume = converted(path)
+    h, w = volume.shape[-2:]
+    assert f"cropped from {H}x{W} to {h}x{w}" in capsys.readouterr().out
+    assert 0.6 * H < h < 0.8 * H and 0.6 * W < w < 0.8 * W and volume.target_size == (h, w) and volume.mask is None
+    top, left = H // 2 - h // 2, W // 2 - w // 2
+    assert kept[top : top + h, left : left + w].all()
+    assert not kept[top - 2 : top + h + 2, left - 2 : left + w + 2].all()
+    inside = torch.from_numpy(kspace[1]).to(torch.complex64)[:, top : top + h, left : left + w]
+    assert decibels(volume.kspace(1)[0], inside) > 40
+    assert not any(finding.refused for finding in mri.look(volume))
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (8, 8), (5, 12), (6, 7)])
+def test_the_largest_rectangle_is_the_largest(shape):
+    """Against all rectangles there are."""
+    random = torch.Generator().manual_seed(0)
+    for share in (0.5, 0.9, 0.97, 1.0):
+        measured = torch.rand(shape, generator=random) <= share
+        every = [(h, w) for h in range(2, shape[0] + 1, 2) for w in range(2, shape[1] + 1, 2)]
+        full = [h * w for h, w in every if mri.center_crop(measured, (h, w)).all()]
+        h, w = formats._full_rectangle(measured)
+        assert h * w == max([0, *full]) and (not h * w or mri.center_crop(measured, (h, w)).all())
+
+
+def test_axes_are_taken_apart(tmp_path):
+    path = mrd(tmp_path / "a.h5", series(2, 2))
+    out = tmp_path / "apart"
+    convert(path, "--out", out, "--val", 0, "--apart", "echoes, repetitions", "--single-coil")
+    found = mri.read_folder(out, ("slices", "H", "W"))
+    ends = [v.path.stem.partition("_a_")[2] for v in found]
+    assert ends == [f"echoes_{e}_repetitions_{r}" for e in (0, 1) for r in (0, 1)]
+    assert len({v.patient_id for v in found}) == 1
+    strength = [float(v.target(1).max()) for v in found]
+    assert np.allclose(np.array(strength) / strength[0], [1, 0.8, 0.3, 0.24], rtol=1e-3)
+    assert "axes to take apart: echoes, repetitions" in refused(path, "--apart", "frames")
 
 
 def test_named_axes(tmp_path):
@@ -616,11 +743,32 @@ def test_siemens_twix_with_every_second_line_is_a_test_file(tmp_path):
     assert not volume.has_reference and volume.mask.nonzero().flatten().tolist() == kept
 
 
+def test_siemens_twix_with_points_of_a_3d_scan_is_a_test_file(tmp_path):
+    pytest.importorskip("mapvbvd", reason="pip install pymapvbvd")
+    kept = np.random.default_rng(0).random((H, W)) < 0.4  # partitions, lines
+    kept[12:20, 15:25] = True
+    kept[-1, -1] = True  # the package takes the last line for the end
+    images = np.stack([phantom(1, 2)[0] * (1 + x) for x in range(16)], 1)  # coils, x, partitions, lines
+    kspace = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(images, (1, 2, 3)), axes=(1, 2, 3), norm="ortho"), (1, 2, 3))
+    wide = np.zeros((2, 32, H, W), complex)  # oversampled
+    wide[:, 8:24] = np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(kspace, 1), axis=1, norm="ortho"), 1)
+    wide = np.fft.fftshift(np.fft.fft(np.fft.ifftshift(wide, 1), axis=1, norm="ortho"), 1)
+    lines = [(wide[:, :, z, y], {"line": y, "partition": z}, 0) for z, y in np.argwhere(kept)]
+    (tmp_path / "meas.dat").write_bytes(twix("vd", lines))
+    volume = converted(tmp_path / "meas.dat")
+    assert volume.mask.tolist() == kept.tolist() and volume.shape == (16, 2, H, W)
+    expected = torch.where(volume.mask, mri.fft2c(torch.from_numpy(images[:, 5])), 0).to(torch.complex64)
+    assert decibels(2**0.5 * volume.kspace(5), expected) > 40  # the package keeps sums, half as long now
+
+
 def test_bart_files_come_in_pairs(tmp_path):
     path, _ = write_bart(tmp_path, to_kspace(phantom(2, 2)))
     assert "give the .cfl file that belongs to it" in refused(path.with_suffix(".hdr"))
+    assert "begins with a dot is no scan" in refused(tmp_path / "._scan.cfl")
     convert(path, path.with_suffix(".hdr"), "--out", tmp_path / "out", "--val", 0)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["scan.h5"]
+    (tmp_path / "._scan.cfl").write_bytes(b"\0\5\x16\7")
+    convert(tmp_path / "._scan.cfl", path, "--out", tmp_path / "again", "--val", 0)
     path.with_suffix(".hdr").unlink()
     (tmp_path / "out" / "scan.h5").unlink()
     assert "no scan.hdr beside it" in refused(path)

@@ -75,6 +75,8 @@ def cine(path):
 def scan(path):
     opened = mri.read_scan(path, ("slices", "coils", "H", "W") if path.endswith((".npy", ".npz", ".mat")) else ())
     assert opened.kspace.ndim == len(opened.axes) and opened.kspace.dtype == torch.complex64
+    whole = mri.as_measured(opened, path)
+    assert whole.kspace.ndim == len(opened.axes) and whole.kspace.shape[-2:] == whole.kspace[0].shape[-2:]
 
 readers = {"volume": volume, "images": images, "checkpoint": checkpoint, "cine": cine, "scan": scan}
 kinds = {"h5": "volume", "pt": "checkpoint", "npz": "cine"}

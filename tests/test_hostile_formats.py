@@ -46,6 +46,10 @@ def write_calgary(folder):
     return formats.write_calgary(folder, KSPACE)[0]
 
 
+def write_skm_tea(folder):
+    return formats.write_skm_tea(folder, KSPACE)[0]
+
+
 def write_mrd(folder):
     return formats.mrd(folder / "scan.mrd", KSPACE[:1, None, None, :, 8:24, 8:24], extra=False)
 
@@ -63,7 +67,17 @@ def write_twix(folder):
     return folder / "meas.dat"
 
 
-WRITERS = (write_npy, write_npz, write_mat5, write_mat73, write_bart, write_calgary, write_mrd, write_nifti)
+WRITERS = (
+    write_npy,
+    write_npz,
+    write_mat5,
+    write_mat73,
+    write_bart,
+    write_calgary,
+    write_skm_tea,
+    write_mrd,
+    write_nifti,
+)
 if importlib.util.find_spec("mapvbvd"):  # optional
     WRITERS += (write_twix,)
 
@@ -178,6 +192,11 @@ def hdf5(folder, _):
         for number, link in enumerate([h5py.ExternalLink("/etc/passwd", "x"), h5py.SoftLink("/kspace")]):
             yield file(f"link_{number}{end}", lambda f, link=link: f.__setitem__("kspace", link))
     yield file("group.h5", lambda f: f.create_group("kspace"))
+    five = {"shape": (2**10, 2**9, 2**7, 2, 16), "chunks": (1, 64, 64, 1, 1), "compression": "lzf", "dtype": "c8"}
+    for name, about in {"five": five, "none": {"data": np.ones((2, 0, 4, 2, 2), "c8")}}.items():
+        yield file(
+            f"skm_{name}.h5", lambda f, about=about: (f.create_dataset("kspace", **about), f.create_group("maps"))
+        )
 
     plain = write_mrd(folder)
     with h5py.File(plain) as opened:
@@ -264,7 +283,9 @@ def nifti(folder, _):
 
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory):
-    warm = (write for write in WRITERS if write not in (write_calgary, write_npz))  # their ends mean other readers
+    warm = (
+        write for write in WRITERS if write not in (write_calgary, write_skm_tea, write_npz)
+    )  # their ends mean other readers
     worker = Worker([write(tmp_path_factory.mktemp(write.__name__)) for write in warm])
     yield worker
     worker.stop()

@@ -244,6 +244,15 @@ def test_a_damaged_place_is_none(value, tmp_path):
     assert mri.read_volume(tmp_path / "a.h5").affine is None
 
 
+def test_formats_are_given_with_quotation_marks_or_without():
+    source = 'format: str = "h5"  # of the images, for example "nifti dicom"\nout: str = "runs"  # a folder'
+    for words in (["h5 nifti dicom"], ["h5", "nifti", "dicom"]):
+        parsed = mri.flag_parser("", source).parse_args(["--format", *words, "--out", "a"])
+        assert mri.output_formats(parsed.format) == ["nifti", "dicom"] and parsed.out == "a"
+    with pytest.raises(SystemExit):
+        mri.flag_parser("", source).parse_args(["--out", "a", "b"])
+
+
 def test_formats_are_refused_before_the_training(monkeypatch):
     with pytest.raises(mri.BadInput, match=r"unknown format 'nifty', did you mean 'nifti'\?"):
         train.settled(format="h5 nifty")

@@ -75,6 +75,13 @@ def test_requirements(patterns, lists):
             assert known.get(module, module) in names, f"{file} imports {module}: {' and '.join(lists)} lack it"
 
 
+def test_the_widgets_are_of_a_version_that_vs_code_draws():
+    """8.1.9 shows nothing there: github.com/microsoft/vscode-jupyter/issues/17504."""
+    assert "ipywidgets<8.1.9" in (mri.ROOT / "requirements.txt").read_text().splitlines()
+    (pinned,) = re.findall(r"^ipywidgets==([\d.]+)$", (mri.ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert tuple(map(int, pinned.split("."))) < (8, 1, 9)
+
+
 @pytest.mark.parametrize("words", [["check"], ["format", "--check"]], ids=" ".join)
 def test_style(words):
     pytest.importorskip("ruff")

@@ -450,3 +450,22 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, kind):
     done = subprocess.run([sys.executable, "-c", LIMITED, kind, path], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and str(path) in done.stderr, done.stderr
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_could_not_be_read_is_not_written(tmp_path, random):
+    kspace, coils = random(2, 16, 12), random(2, 3, 16, 12)
+    spoiled = kspace.clone()
+    spoiled[1, 3, 4] = torch.nan
+    for told, values, more in [
+        ("mask keeps nothing", kspace, {"mask": torch.zeros(12, dtype=torch.bool)}),
+        ("NaN", spoiled, {}),
+        ("infinite", kspace.to(torch.complex128) * 1e300, {}),
+        ("more than 16777216 samples", random(1, 2**12 + 1, 2**12), {}),
+        ("noise (2, 5) beside 3 coils", coils, {"noise": random(2, 5)}),
+        ("noise (3, 5) beside 3 coils", coils, {"noise": random(3, 5).real}),
+        ("10001 slices", random(10_001, 2, 4), {}),
+    ]:
+        about = {"target_size": (2, 4), "acquisition": "T1", "patient_id": "a"}
+        with pytest.raises(mri.BadInput) as error:
+            mri.write_volume(tmp_path / "x.h5", values, **about, **more)
+        assert told in reason(error, "x.h5") and not (tmp_path / "x.h5").exists()
