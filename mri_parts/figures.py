@@ -184,6 +184,8 @@ def compare(
         data_range: white of the window and range of SSIM and PSNR; the maximum of the target unless
             given (give the volume's maximum to match a table of per-volume figures).
         error_factor: brightness of the error maps, printed in their titles.
+        width: of the figure in inches, where there are up to four images. More of them stand in several rows,
+            each image as wide as one of four.
     Returns:
         the matplotlib figure.
     """
@@ -195,10 +197,19 @@ def compare(
         image = image.abs()
         above.append(image)
         below.append((image - target).abs() * error_factor)
-        words = textwrap.fill(method_name(name), 20)  # two long names side by side would run into each other
-        titles.append(f"{words}\nSSIM {ssim(target, image, peak):.3f}, {psnr(target, image, peak):.1f} dB")
+        heading = textwrap.fill(method_name(name), 20)  # two long names side by side would run into each other
+        titles.append(f"{heading}\nSSIM {ssim(target, image, peak):.3f}, {psnr(target, image, peak):.1f} dB")
         error_titles.append(f"|error| x {error_factor:g}")
-    return show_images(above + below, titles + error_titles, (0, peak), columns=len(above), width=width)
+    bands = math.ceil(len(above) / 4)  # rows of images, each with its errors below: at most four stand in a row
+    columns = math.ceil(len(above) / bands)
+    images: list[Tensor | None] = []
+    captions: list[str] = []
+    for start in range(0, len(above), columns):
+        for row, words in ((above, titles), (below, error_titles)):
+            part = row[start : start + columns]
+            images += part + [None] * (columns - len(part))
+            captions += words[start : start + columns] + [""] * (columns - len(part))
+    return show_images(images, captions, (0, peak), columns, width=width if bands == 1 else width * columns / 4)
 
 
 def show_sample(sample: Sample) -> Any:

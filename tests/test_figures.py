@@ -65,6 +65,20 @@ def test_compare_prints_figures_and_the_error_factor(random):
     )
 
 
+def test_compare_puts_at_most_four_images_in_a_row(random):
+    """Each error stands right below its image, also where the images need a second row."""
+    target = torch.rand(24, 24, generator=torch.Generator().manual_seed(0))
+    for number, columns, rows in ((3, 4, 2), (4, 3, 4), (5, 3, 4), (6, 4, 4), (8, 3, 6)):
+        figure = mri.compare(target, {str(i): target + 0.01 * i * random(24, 24) for i in range(number)})
+        assert figure.axes[0].get_subplotspec().get_gridspec().get_geometry() == (rows, columns)
+        filled = {axis.get_subplotspec().num1: axis for axis in figure.axes if axis.get_images()}
+        assert len(filled) == 2 * number + 1
+        for place, axis in filled.items():
+            if axis.get_title().startswith("|error|"):
+                image = filled[place - columns].get_images()[0].get_array()
+                np.testing.assert_allclose(axis.get_images()[0].get_array(), 3 * abs(image - target.numpy()), atol=1e-6)
+
+
 def test_sample_and_curves(tiny):
     data = mri.SliceDataset(mri.read_folder(tiny / "val"), "random", 4, 0.1)
     shown = titles(mri.show_sample(data[0]))

@@ -36,12 +36,15 @@ def test_frames_fit_their_notebook(name):
     """Every setting has its text and picture, the controls are the notebook's, and all is small."""
     folder = frames.FRAMES / name
     about = json.loads((folder / "frames.json").read_text(encoding="utf-8"))
-    source = (frames.FOLDER / f"{name}.ipynb").read_text(encoding="utf-8")
-    named = source.split("[sliders: ")[1].split(". Run the notebook")[0].split(", ")
-    assert {control["label"] for control in about["controls"]} <= set(named)
+    source = (frames.FOLDER / f"{name.partition('-')[0]}.ipynb").read_text(encoding="utf-8")
+    named = [part.split(". Run the notebook")[0].split(", ") for part in source.split("[sliders: ")[1:]]
+    labels = {control["label"] for control in about["controls"]}
+    assert sum(labels <= set(names) for names in named) == 1  # these controls tell which cell it is
     assert 1 <= len(about["controls"]) <= 2
     assert len(about["frames"]) == math.prod(len(control["values"]) for control in about["controls"])
-    assert 20 <= len(about["frames"]) <= frames.MOST
+    assert len(about["frames"]) <= frames.MOST
+    if any(frames.MOVES[name].values()):  # not all that the cell has
+        assert len(about["frames"]) >= 20
     width, height = (f([size[axis] for size in about["panels"]]) for axis, f in enumerate((sum, max)))
     for number, frame in enumerate(about["frames"]):
         assert frame["text"]
@@ -112,6 +115,22 @@ def test_values_of_controls():
     assert frames.values_of(widgets.SelectionSlider(options=[4, 8], value=8)) == {"4": 4, "8": 8}
 
 
+def test_slider_cell_gets_the_pictures_of_its_own_controls(tmp_path, monkeypatch):
+    monkeypatch.setattr(build_site, "FRAMES", tmp_path)
+    for name, labels in {"05_a": ["volume", "method"], "05_a-more": ["factor", "volume"], "05_ab": ["slice"]}.items():
+        controls = {"a": widgets.IntSlider(1, 0, 1), "b": widgets.IntSlider(0, 0, 1)}
+        for control, label in zip(controls.values(), labels):
+            control.description = label
+        record = frames.recorder(dict.fromkeys(list(controls)[: len(labels)]), tmp_path / name)
+        record(lambda a, b: ({"x": np.zeros((8, 8))}, f"{a}, {b}"), **controls)
+    found = [
+        build_site.slider_cell("05_a", f"[sliders: {names}. Run the notebook to move them.]")
+        for names in ("volume, slice, method", "factor, volume", "slice", "volume")
+    ]
+    assert [re.findall('data-cell="(.*?)"', figure) for figure in found] == [["05_a"], ["05_a-more"], [], []]
+    assert 'src="../frames/05_a-more/2.webp"' in found[1]  # 1 of the first control, 0 of the second
+
+
 def test_links_fit_the_site():
     linked = set()
     chapter = mri.ROOT / "notebooks" / "00_playground.ipynb"
@@ -169,7 +188,7 @@ def test_staged_sources(tmp_path):
         moving = [
             o for cell in after.cells for o in cell.get("outputs", []) if "figure class" in str(o.get("data", {}))
         ]
-        assert len(moving) == (path.stem in frames.MOVES)
+        assert len(moving) == len(frames.cells_of(path.stem))
 
 
 @pytest.fixture(scope="module")
@@ -244,9 +263,9 @@ def other_half(slider):
     return box["x"] + share * box["width"], box["y"] + box["height"] / 2
 
 
-def sliders(page):
-    """The slider cell of a page, and its controls."""
-    figure = page.wait_for_selector("figure.frames:has(canvas)")
+def sliders(page, name):
+    """A slider cell of a page, and its controls."""
+    figure = page.wait_for_selector(f"figure.frames[data-cell='{name}']:has(canvas)")
     figure.scroll_into_view_if_needed()
     return figure, figure.query_selector_all("input, select")
 
@@ -255,11 +274,11 @@ def sliders(page):
 def test_sliders_move(visit, name):
     """By key, by mouse and by touch; picture and text both change, and the text is the one that is stored."""
     about = json.loads((frames.FRAMES / name / "frames.json").read_text(encoding="utf-8"))
-    page = visit(f"notebooks/{name}.html", has_touch=True)
-    figure, controls = sliders(page)
+    page = visit(f"notebooks/{name.partition('-')[0]}.html", has_touch=True)
+    figure, controls = sliders(page, name)
     assert len(controls) == len(about["controls"])
     for number, control in enumerate(controls):
-        assert page.query_selector(f"figure.frames label[for={control.get_attribute('id')}]").is_visible()
+        assert figure.query_selector(f"label[for={control.get_attribute('id')}]").is_visible()
         at_end = settings(controls)[number] == len(about["controls"][number]["values"]) - 1
         with changes(figure):
             control.focus()
@@ -293,7 +312,7 @@ def test_panel_is_the_stored_picture(visit):
     """A panel's pixels are those of the stored picture, read by another decoder."""
     name = "03_aliasing"
     page = visit(f"notebooks/{name}.html")
-    figure, _ = sliders(page)
+    figure, _ = sliders(page, name)
     settled(figure)
     number, about = figure.get_attribute("data-shown"), json.loads((frames.FRAMES / name / "frames.json").read_text())
     stored = np.asarray(Image.open(frames.FRAMES / name / f"{number}.webp").convert("L"), float)
@@ -346,7 +365,7 @@ def test_slides_move(visit, pages):
         deck = (pages / "slides" / f"{path.stem}.html").read_text(encoding="utf-8")
         cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
         drawn = [o.data["text/plain"] for c in cells for o in c.outputs if "image/png" in o.get("data", {})]
-        moving = [text for text in drawn if text.startswith("[sliders: ") and path.stem in frames.MOVES]
+        moving = [text for text in drawn if text.startswith("[sliders: ") and build_site.slider_cell(path.stem, text)]
         assert deck.count('<img src="../_images/') == len(drawn) - len(moving)
     page = visit("slides/03_aliasing.html")
     page.wait_for_selector("section.present h1")

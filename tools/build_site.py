@@ -124,10 +124,26 @@ def moving(folder: Path, address: Callable[[int], str]) -> str:
     width = sum(size[0] for size in about["panels"])
     height = max(size[1] for size in about["panels"])
     return (
-        f'<figure class="frames"><script type="application/json">{text}</script>\n'
+        f'<figure class="frames" data-cell="{folder.name}"><script type="application/json">{text}</script>\n'
         f'<div class="frames-text">{frame["text"]}</div>\n'
         f'<img src="{frame["picture"]}" width="{width}" height="{height}" alt="{alt}"></figure>'
     )
+
+
+def slider_cell(stem: str, still: str) -> str:
+    """A chapter's slider cell as HTML; "" if tools/frames.py has stored no pictures of it.
+
+    Args:
+        stem: of the notebook.
+        still: what stands in the cell's place without widgets: it names all of its controls.
+    """
+    named = set(still.removeprefix("[sliders: ").partition(". Run the notebook")[0].split(", "))
+    for path in sorted([*FRAMES.glob(f"{stem}/frames.json"), *FRAMES.glob(f"{stem}-*/frames.json")]):
+        controls = json.loads(path.read_text(encoding="utf-8"))["controls"]
+        if {control["label"] for control in controls} <= named:
+            name = path.parent.name
+            return moving(path.parent, lambda number: f"../frames/{name}/{number}.webp")
+    return ""
 
 
 def add_playground(pages: Path) -> None:
@@ -171,9 +187,8 @@ def stage_notebook(path: Path, notebook: dict[str, Any], linked: set[Path]) -> N
             if alt:
                 cell["metadata"]["mystnb"] = {"image": {"alt": alt}}
             plain = "".join(output.get("data", {}).get("text/plain", ""))
-            if plain.startswith("[sliders: ") and (FRAMES / path.stem).is_dir():
+            if plain.startswith("[sliders: ") and (figure := slider_cell(path.stem, plain)):
                 more = PLAYGROUND.format("../") if path.stem == "00_playground" else ""
-                figure = moving(FRAMES / path.stem, lambda number: f"../frames/{path.stem}/{number}.webp")
                 output["data"] = {"text/html": figure + more}
 
 

@@ -2,8 +2,9 @@
 
 usage: python tools/frames.py [NAME.ipynb ...]      (default: all those of MOVES)
 
-Each notebook is executed, but not written; where it calls mri.explore, the pictures of all settings that MOVES names
-are drawn and stored in notebooks/frames/NAME: frames.json, and one small picture per setting. tools/build_site.py puts
+Each notebook is executed as far as its last slider cell of MOVES, but not written; where it calls mri.explore, the
+pictures of all settings that MOVES names are drawn and stored in notebooks/frames/NAME: frames.json, and one small
+picture per setting. tools/build_site.py puts
 them into the pages of the site. A notebook whose slider cell or data has changed needs its frames anew.
 """
 
@@ -29,8 +30,9 @@ FRAMES = FOLDER / "frames"
 MOST = 80  # frames of a slider cell: they are files, and a reader's browser loads them all
 QUALITY = 60  # of the WebP pictures; the lines of a mask stay sharp
 
-# notebook -> the controls, one or two, that move on its page, each with its values (None: all that the control has).
-# The other controls stay as the notebook sets them.
+# slider cell -> the controls, one or two, that move on its page, each with its values (None: all that the control has).
+# The other controls stay as the notebook sets them. A slider cell is called as its notebook; a second one has a word of
+# its own behind a hyphen. Of a notebook's cells it is the one that has these controls.
 MOVES: dict[str, dict[str, list[Any] | None]] = {
     "00_playground": {
         "acceleration": [1, 2, 3, 4, 5, 6, 8, 10, 12, 16],
@@ -43,8 +45,29 @@ MOVES: dict[str, dict[str, list[Any] | None]] = {
     "02_sampling_masks": {"undersampling": [2, 3, 4, 6, 8, 12], "kind": None},
     "03_aliasing": {"undersampling": None, "center_fraction": [0.02, 0.05, 0.08, 0.16]},
     "05_evaluate": {"volume": None, "method": None},
+    "05_evaluate-acceleration": {"acceleration": None, "volume": None},
+    "06_beyond_unet": {"method": None, "acceleration": None},
+    "07_sampling_strategies": {"kind": None, "acceleration": [2, 3, 4, 6, 8]},
     "09_metrics": {"acceleration": None, "blur": [0, 1, 2, 3]},
+    "10_uncertainty": {"volume": None, "slice_number": None},
+    "12_real_scans": {"acceleration": None, "method": None},
+    "12_real_scans-slices": {"method": None, "slice_index": None},
+    "13_super_resolution": {"method": None, "slice_index": None},
+    "14_dynamic_cine": {"frame": None},
+    "15_multicoil": {"acceleration": None, "coils": None},
+    "16_what_fits": {"towards": None, "amount": [0, 0.5, 1, 1.5, 2]},
+    "16_what_fits-lesion": {"amount": None, "mask": None},
+    "18_guarantees": {"number": [0, 1, 2, 3, 4, 5, 6, 7], "promise": None},
+    "20_priors": {"iteration": None, "acceleration": None},
+    "21_real_effects": {"distance": [0, 1, 2, 3, 4, 5, 6], "order": None},
+    "21_real_effects-decay": {"milliseconds": [2, 5, 8, 10, 12, 15, 20], "order": None},
+    "22_time_machine": {"method": None},
 }
+
+
+def cells_of(stem: str) -> list[str]:
+    """The slider cells of a notebook, of its name without .ipynb, in MOVES."""
+    return [name for name in MOVES if name.partition("-")[0] == stem]
 
 
 def values_of(control: Any) -> dict[str, Any]:
@@ -83,7 +106,7 @@ def recorder(moves: Mapping[str, list[Any] | None] | None, folder: Path) -> Call
     """
     import mri_utils as mri
 
-    def record(update: Callable[..., Any], height: int = 320, **controls: Any) -> None:
+    def record(update: Callable[..., Any], height: int = 320, beside: bool = False, **controls: Any) -> None:
         pictures: dict[int, bytes] = {}
         about: dict[str, Any] = {"controls": [], "panels": [], "frames": []}
         chosen: list[list[Any]] = []
@@ -134,25 +157,37 @@ def recorder(moves: Mapping[str, list[Any] | None] | None, folder: Path) -> Call
     return record
 
 
+def watch(stem: str) -> None:
+    """From here on mri.explore stores the frames of a notebook's slider cells and shows nothing."""
+    import mri_parts.playground
+    import mri_utils as mri
+
+    def watched(update: Callable[..., Any], *words: Any, **controls: Any) -> None:
+        for name in cells_of(stem):
+            if set(MOVES[name]) <= set(controls):
+                recorder(MOVES[name], FRAMES / name)(update, *words, **controls)
+
+    mri.explore = mri_parts.playground.explore = watched
+
+
 def store(path: Path) -> str:
-    """Execute one notebook and store its frames; returns a line about them."""
-    moves, folder = MOVES[path.stem], FRAMES / path.stem
+    """Execute one notebook as far as its last slider cell and store their frames; returns a line about them."""
     notebook = nbformat.read(path, as_version=4)
     first = f"""import sys; sys.path[:0] = [{str(FOLDER.parent)!r}, {str(Path(__file__).parent)!r}]
-import mri_utils as mri, frames
-mri.explore = frames.recorder({moves!r}, frames.FRAMES / {path.stem!r})"""
+import frames; frames.watch({path.stem!r})"""
     notebook.cells.insert(0, nbformat.v4.new_code_cell(first))
-    last = next(
-        number
-        for number, cell in enumerate(notebook.cells)
-        if cell.source.count("\nmri.explore(") or cell.source.startswith("mri.explore(")
-    )
-    notebook.cells = notebook.cells[: last + 1]
-    NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": str(FOLDER)}}).execute()
-    pictures = sorted(folder.glob("*.webp"))
-    return f"{path.stem}: {len(pictures)} pictures, {sum(p.stat().st_size for p in folder.iterdir()) / 1e3:.0f} kB"
+    folders = [FRAMES / name for name in cells_of(path.stem)]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    client = NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": str(FOLDER)}})
+    with client.setup_kernel():
+        for number, cell in enumerate(notebook.cells):
+            if not all(folder.exists() for folder in folders):
+                client.execute_cell(cell, number)
+    sizes = [[file.stat().st_size for file in folder.iterdir()] for folder in folders]  # frames.json and the pictures
+    return f"{path.stem}: " + ", ".join(f"{len(s) - 1} pictures of {sum(s) / 1e3:.0f} kB" for s in sizes)
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or MOVES:
-        print(store(FOLDER / f"{name.removesuffix('.ipynb')}.ipynb"), flush=True)
+    for stem in [name.removesuffix(".ipynb") for name in sys.argv[1:]] or {name.partition("-")[0]: 0 for name in MOVES}:
+        print(store(FOLDER / f"{stem}.ipynb"), flush=True)

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from build_site import FRAMES, ROOT, moving
+from build_site import ROOT, slider_cell
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
@@ -84,8 +84,9 @@ class Slide:
 def shown(output: dict, stem: str) -> str:
     """What a code cell displays, as HTML for a slide; "" for what is no picture, table or slider."""
     data = {kind: "".join(value) for kind, value in output.get("data", {}).items() if kind != "application/json"}
-    if data.get("text/plain", "").startswith("[sliders: ") and (FRAMES / stem).is_dir():
-        return moving(FRAMES / stem, lambda number: f"../frames/{stem}/{number}.webp")
+    plain = data.get("text/plain", "")
+    if plain.startswith("[sliders: ") and (figure := slider_cell(stem, plain)):
+        return figure
     if "image/png" in data:
         name = hashlib.sha256(b64decode(data["image/png"])).hexdigest() + ".png"  # as the pages name it
         alt = html.escape(output["metadata"]["image/png"]["alt"], quote=True)
