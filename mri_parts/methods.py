@@ -99,8 +99,8 @@ def tune(
         next_to = {low: (middle or [high])[0], high: (middle or [low])[-1]}.get(best, 0.0)
         if best * next_to == 0:  # between two others, or alone, or no weight at all
             break
-        further = float(f"{best**2 / next_to:.6g}")
-        found[further] = quality(further)
+        beyond = float(f"{best**2 / next_to:.6g}")
+        found[beyond] = quality(beyond)
     return max(found, key=lambda weight: found[weight])
 
 

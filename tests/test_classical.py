@@ -650,6 +650,9 @@ def test_tuning_goes_on_beyond_the_ends_of_its_list(best, tried, tiny):
     chosen = mri.tune(make_method, train, (2, 0.5, 1), slices=1, metric=lambda target, image, peak: float(image.sum()))
     expected = tried if best != 0.5 else [*tried, 0.25]
     assert asked == expected and chosen == min(asked, key=lambda weight: abs(math.log(weight / best)))
+    asked.clear()
+    end = mri.tune(make_method, train, (2, 0.5, 1), 1, metric=lambda target, image, peak: float(image.sum()), further=0)
+    assert asked == [0.5, 1, 2] and end == min(asked, key=lambda weight: abs(math.log(weight / best)))
 
 
 @pytest.mark.parametrize("name", mri.CLASSICAL)
