@@ -106,12 +106,15 @@ from mri_parts.masks import (
 from mri_parts.classical import (
     Acquisition,
     WAVELETS,
+    guessed_share,
     homodyne,
     keep_measured,
+    lost_and_invented,
     low_rank,
     pocs,
     sense,
     total_variation,
+    unmeasured,
     view_sharing,
     wavelet,
     wavelet_transform,
@@ -220,6 +223,7 @@ from mri_parts.methods import (
     score_each,
     tune,
     tv_method,
+    whole_image,
     zero_filled,
 )
 

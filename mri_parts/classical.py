@@ -144,6 +144,42 @@ def keep_measured(
     return ifft2c(A.put(measured, spectrum))
 
 
+def unmeasured(image: Tensor, mask: Tensor) -> Tensor:
+    """The part of an image that no sample supports: F^-1 (1 - M) F x, the null space of a scan with one coil.
+
+    Args:
+        image: (..., H, W) complex, or real.
+        mask: bool, broadcastable to image: what of k-space the scan has measured.
+    Returns:
+        (..., H, W) complex. The rest of the image, image - unmeasured, is what the scan has measured of it.
+    """
+    return ifft2c(torch.where(mask, 0, fft2c(image)))
+
+
+def guessed_share(image: Tensor, mask: Tensor) -> float:
+    """How much of the energy of a complex image (H, W) no sample supports, 0 to 1; see unmeasured."""
+    return float((unmeasured(image, mask).norm() / image.norm().clamp(min=1e-30)) ** 2)
+
+
+def lost_and_invented(image: Tensor, truth: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The unmeasured part of an image's error in two: image - truth = invented - lost there.
+
+    Each column of k-space is laid beside that of the truth, as far as neither was measured. A share of the true one was
+    found (least squares); the rest of it is lost, and what of the image has nothing to do with it is invented. The two
+    are orthogonal, column by column.
+
+    Args:
+        image, truth: (..., H, W) complex, with their phases.
+        mask: as in unmeasured.
+    Returns:
+        lost and invented, each (..., H, W) complex.
+    """
+    guess, true = (torch.where(mask, 0, fft2c(x)) for x in (image, truth))
+    power = true.abs().square().sum(-2, keepdim=True).clamp(min=torch.finfo(true.real.dtype).tiny)
+    found = (true.conj() * guess).real.sum(-2, keepdim=True) / power * true
+    return ifft2c(true - found), ifft2c(guess - found)
+
+
 def _conjugate_gradients(normal: Callable[[Tensor], Tensor], right: Tensor, x: Tensor, steps: int) -> Tensor:
     """Solve normal(x) = right from a first guess, for each (H, W) by itself. Hestenes and Stiefel 1952."""
 

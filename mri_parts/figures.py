@@ -430,7 +430,7 @@ def explore(
     def picture() -> Any:
         # unstretched; on a phone as wide as the page, less the margins that every widget has
         layout = widgets.Layout(align_self="flex-start", max_width="calc(100% - 4px)")
-        return widgets.Image(format="png", layout=widgets.Layout() if beside else layout)
+        return widgets.Image(format="png", layout=widgets.Layout(width="100%") if beside else layout)
 
     def draw(_change: Any = None) -> None:
         try:
@@ -459,7 +459,7 @@ def explore(
     if beside:
         columns = len(last) if len(last) < 5 else math.ceil(len(last) / 2)
         box.layout = widgets.Layout(
-            grid_template_columns=f"repeat(auto-fit, minmax({height}px, 1fr))",
+            grid_template_columns=f"repeat(auto-fit, minmax({0.87 * height:.0f}px, 1fr))",  # titles stay legible
             max_width=f"{1.2 * height * columns:.0f}px",
         )
         left = widgets.VBox([*controls.values()], layout=widgets.Layout(flex="0 1 310px"))

@@ -63,6 +63,7 @@ def tune(
     slices: int = 16,
     device: str = "cpu",
     metric: Callable[..., float] = ssim,
+    further: int = 8,
 ) -> float:
     """The weight with the highest mean SSIM, or other metric, on a few training slices.
 
@@ -70,7 +71,7 @@ def tune(
         make_method: a name of CLASSICAL, or a function that makes a method of a weight.
         train_set: slices that the method is not scored on later.
         weights: to choose from; by default those of CLASSICAL. Where the best is the first or the last of them, the
-            search goes on beyond it, for as long as that is better.
+            search goes on beyond it, for as long as that is better, and for at most `further` steps.
         slices: how many, spread evenly over the set.
         device: where to reconstruct.
         metric: ssim or psnr.
@@ -94,14 +95,14 @@ def tune(
         return mean(metric(target[None], image[None], float(peak)) for target, image, peak in slices)
 
     found = {weight: quality(weight) for weight in progress(sorted(weights), "tuning")}
-    for _ in range(8):
+    for _ in range(further):
         low, *middle, high = sorted(found) if len(found) > 1 else (0.0, 0.0)
         best = max(found, key=lambda weight: found[weight])
         next_to = {low: (middle or [high])[0], high: (middle or [low])[-1]}.get(best, 0.0)
         if best * next_to == 0:  # between two others, or alone, or no weight at all
             break
-        further = float(f"{best**2 / next_to:.6g}")
-        found[further] = quality(further)
+        beyond = float(f"{best**2 / next_to:.6g}")
+        found[beyond] = quality(beyond)
     return max(found, key=lambda weight: found[weight])
 
 
@@ -117,6 +118,16 @@ def reconstruct(method: Method, batch: Sample, precision: str = "float32") -> Te
     device = batch.kspace.device.type
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
         return method(batch.kspace, batch.mask, batch.target.shape[-2:]).abs().float()
+
+
+@torch.inference_mode()
+def whole_image(method: Method, batch: Sample) -> Tensor:
+    """The complex image of a batch of one slice and one coil, over its whole field of view: (H, W).
+
+    So the samples of its k-space are those of the scan. A method that returns magnitudes gets the zero-filled phase.
+    """
+    image = method(batch.kspace, batch.mask, batch.kspace.shape[-2:])[0]
+    return image if image.is_complex() else torch.polar(image, ifft2c(batch.kspace[0]).angle())
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from mri_parts.basics import ROOT, BadInput
 from mri_parts.checks import look_at_all
+from mri_parts.classical import guessed_share, lost_and_invented, unmeasured
 from mri_parts.dataset import Sample, SliceDataset
-from mri_parts.figures import compare, explore, log_magnitude, mask_image, method_name, psf_image
+from mri_parts.figures import compare, explore, log_magnitude, method_name, psf_image
+from mri_parts.fourier import center_crop, ifft2c
 from mri_parts.masks import mask_kinds
-from mri_parts.methods import Method, reconstruct, tv_method, zero_filled
+from mri_parts.methods import Method, reconstruct, tv_method, whole_image, zero_filled
 from mri_parts.metrics import nmse, psnr, ssim
 from mri_parts.scanner import demo_data
 from mri_parts.training import load_model, read_checkpoint
@@ -76,28 +78,46 @@ def measure(
     return sample
 
 
-def panels_of(sample: Sample, image: Tensor, name: str, maximum: float) -> dict[str, Tensor]:
-    """What the playground shows of a slice and its reconstruction: {title: (H, W), 0 to 1}."""
-    size, own = sample.kspace.shape[1:], sample.mask.shape[1:]
+def panels_of(sample: Sample, image: Tensor, truth: Tensor, name: str, maximum: float) -> dict[str, Tensor]:
+    """What the playground shows of a slice and its reconstruction: {title: (H, W), 0 to 1}.
+
+    Args:
+        sample: a batch of one.
+        image: its reconstruction over the whole field of view, (H, W) complex.
+        truth: the fully sampled image, likewise.
+        name: of the method, as in its menu.
+        maximum: white.
+    """
+    mask, size = sample.mask[0], sample.kspace.shape[1:]
     # lines spread a point within its row, which is drawn over the whole height
-    spread = psf_image(sample.mask[0], own).expand(tuple(size))
+    spread = psf_image(mask, mask.shape).expand(tuple(size))
+
+    def shown(x: Tensor) -> Tensor:
+        return center_crop(x, sample.target.shape[-2:]).abs() / maximum
+
+    lost, invented = lost_and_invented(image, truth, mask)
     return {
-        method_name(name): image / maximum,
+        method_name(name): shown(image),
         "reference": sample.target[0] / maximum,
-        "|error| x 3": 3 * (image - sample.target[0]).abs() / maximum,
-        "mask": mask_image(sample.mask[0], size),
-        "measured k-space (log)": log_magnitude(sample.kspace[0]),
+        "|error| x 3": 3 * (shown(image) - sample.target[0] / maximum).abs(),
+        "no sample supports this, x 2": 2 * shown(unmeasured(image, mask)),
+        "measured k-space (log)": torch.where(mask, 0.2 + 0.8 * log_magnitude(sample.kspace[0]), 0.0),
         "point-spread function (log)": spread,
+        "lost x 3": 3 * shown(lost),
+        "invented x 3": 3 * shown(invented),
     }
 
 
-def playground(data: str | Path = "data/demo", volume_number: int = 5, slice_number: int = 2) -> None:
+def playground(
+    data: str | Path = "data/demo", volume_number: int = 5, slice_number: int = 2, method: str = "unet"
+) -> None:
     """Show sliders for folder, volume, slice, mask, acceleration, centre fraction, noise and method.
 
     Args:
         data: folder of single-coil volumes in a format that read_folder knows, itself or in its val/.
         volume_number: which file to begin with, in the order of their names; the last one if there are fewer.
         slice_number: which slice to begin with; the last one if there are fewer.
+        method: to begin with; "zero-filled" where checkpoints/ has no such network.
     """
     import ipywidgets as widgets
 
@@ -135,11 +155,15 @@ def playground(data: str | Path = "data/demo", volume_number: int = 5, slice_num
         if fault or volume is None:
             raise BadInput(fault or "no volume is chosen: choose a folder with .h5 files")
         source = opened[volume]
-        sample = measure(source, min(slice_, len(source) - 1), mask, acceleration, center_fraction, noise)
-        image, target, peak = reconstruct(chosen_method(method), sample)[0], sample.target[0], source.maximum
+        number = min(slice_, len(source) - 1)
+        sample = measure(source, number, mask, acceleration, center_fraction, noise)
+        whole, truth = whole_image(chosen_method(method), sample), ifft2c(source.cropped(number)[0])
+        target, peak = sample.target[0], source.maximum
+        image = center_crop(whole, target.shape).abs()
         figures = f"SSIM {ssim(target, image, peak):.3f}, PSNR {psnr(target, image, peak):.1f} dB"
         text = f"<b>effective acceleration {float(sample.acceleration[0]):.2f}x; {figures}</b>"
-        return panels_of(sample, image, method, peak), f"{text}, NMSE {nmse(target, image):.4f}"
+        text += f", NMSE {nmse(target, image):.4f}; guessed {guessed_share(whole, sample.mask[0]):.1%}"
+        return panels_of(sample, whole, truth, method, peak), text
 
     volume.observe(end_slices, "value")
     folder.observe(open_chosen, "value")
@@ -148,7 +172,7 @@ def playground(data: str | Path = "data/demo", volume_number: int = 5, slice_num
     end_slices()
     explore(
         show,
-        height=250,
+        height=205,
         beside=True,
         folder=folder,
         volume=volume,
@@ -157,7 +181,7 @@ def playground(data: str | Path = "data/demo", volume_number: int = 5, slice_num
         acceleration=widgets.IntSlider(4, 1, 16),
         center_fraction=widgets.FloatSlider(value=0.08, min=0.02, max=0.3, step=0.02),
         noise=widgets.FloatSlider(value=0, min=0, max=10, step=0.5, description="noise (%)"),
-        method=widgets.Dropdown(options=names),
+        method=widgets.Dropdown(options=names, value=method if method in names else names[0]),
     )
 
 

@@ -115,6 +115,7 @@ def plug_and_play(
     last: float = 0.003,
     noise: float = 0.0,
     relaxation: float = 1.6,
+    mirror: bool = False,
     watch: Callable[[Tensor, Tensor, float], None] | None = None,
 ) -> Tensor:
     """Splitting into prior and measurement (ADMM), with a denoiser in the place of the prior.
@@ -133,6 +134,8 @@ def plug_and_play(
         first, last: standard deviation that the denoiser is told of, in parts of the zero-filled image's peak.
         noise: of the measured samples, in the same unit; 0 keeps them exactly.
         relaxation: 1 takes the denoised image as it is, up to 2 goes beyond it.
+        mirror: show the denoiser the image as it is, mirrored along either axis and along both, in turn, as it was
+            trained: what it makes of one of them alone averages out (Terris et al. 2024, CVPR, arXiv 2312.01831).
         watch: called after every iteration with what the denoiser returned and this with the measured samples (both
             without scale and phase), and the level.
     Returns:
@@ -142,9 +145,10 @@ def plug_and_play(
     image = answer = A.H(measured) / A.gain
     disagreement = torch.zeros_like(image)
     levels = noise_levels(first, last, iterations)
-    for level, following in zip(levels, [*levels[1:], last]):
+    for number, (level, following) in enumerate(zip(levels, [*levels[1:], last])):
+        axes = ((), (-1,), (-2,), (-2, -1))[number % 4 if mirror else 0]
         weight = level**2 / (level**2 + noise**2)
-        clean = denoise((image + disagreement) * phase.conj(), level) * phase
+        clean = denoise(((image + disagreement) * phase.conj()).flip(axes), level).flip(axes) * phase
         beyond = torch.lerp(image, clean, relaxation)
         image = keep_measured(beyond - disagreement, measured, A, weight)
         disagreement = (following / level) ** 2 * (disagreement + image - beyond)

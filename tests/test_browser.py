@@ -204,7 +204,10 @@ def test_the_playground_as_a_web_page(address, browser):
     try:
         (area,) = page.areas()
         assert "import mri_utils" not in page.page.content()
-        assert "effective acceleration" in page.text(area)
+        assert "effective acceleration" in page.text(area) and "guessed" in page.text(area)
+        page.page.set_viewport_size({"width": 1280, "height": 800})  # one screen holds controls and all panels
+        assert len(area.query_selector_all("img.widget-image")) == 8
+        assert area.evaluate("a => a.getBoundingClientRect().height") < 700
         shown = [option.inner_text() for option in area.query_selector_all("option")]
         trained = {p.stem: mri.read_checkpoint(p)["parameters"] for p in (mri.ROOT / "checkpoints").glob("*.pt")}
         fitting = {name for name, own in trained.items() if own.get("task", "single_coil") == "single_coil"}

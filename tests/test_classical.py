@@ -191,6 +191,39 @@ def test_keep_measured(random):
     assert torch.allclose(mri.keep_measured(image, kspace, mask | True), mri.ifft2c(kspace), atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(6,), (5, 6)])
+def test_the_part_that_no_sample_supports(random, shape):
+    """Against projections by explicit matrices; the scan sees none of it, and all of the rest."""
+    image, mask = random(2, 5, 6), torch.rand(shape, generator=torch.Generator().manual_seed(3)) < 0.4
+    found = mri.unmeasured(image, mask)
+    assert mri.fft2c(found)[mask.expand(2, 5, 6)].abs().max() < 1e-6
+    rows, columns = (mri.fft2c(torch.eye(n, dtype=torch.complex128)[:, None]).squeeze(1) for n in (5, 6))  # x -> F x
+    spectrum = rows.T @ image.to(torch.complex128) @ columns
+    expected = rows.conj() @ (spectrum * ~mask) @ columns.conj().T
+    torch.testing.assert_close(found.to(torch.complex128), expected, rtol=1e-5, atol=1e-5)
+    share = float(expected[0].abs().square().sum() / image[0].abs().square().sum())
+    assert mri.guessed_share(image[0], mask) == pytest.approx(share, rel=1e-5)
+    assert mri.guessed_share(torch.zeros(5, 6, dtype=torch.complex64), mask) == 0
+    assert mri.guessed_share(image[0], torch.ones(6, dtype=torch.bool)) == 0
+
+
+def test_lost_and_invented(random):
+    """Their difference is the error where nothing was measured; of answers whose two parts are known, just these."""
+    truth, image, mask = random(2, 5, 6), random(2, 5, 6), torch.tensor([0, 1, 0, 1, 0, 0]).bool()
+    lost, invented = mri.lost_and_invented(image, truth, mask)
+    torch.testing.assert_close(invented - lost, mri.unmeasured(image - truth, mask), rtol=1e-4, atol=1e-5)
+    products = (mri.fft2c(lost).conj() * mri.fft2c(invented)).real.sum(-2)
+    assert products.abs().max() < 1e-4  # orthogonal, column by column
+    for share in (0.0, 0.3, 1.0):  # a share of the truth and nothing else
+        lost, invented = mri.lost_and_invented(share * truth, truth, mask)
+        torch.testing.assert_close(lost, (1 - share) * mri.unmeasured(truth, mask), rtol=1e-4, atol=1e-5)
+        assert invented.abs().max() < 1e-5
+    lost, invented = mri.lost_and_invented(truth * 1j, truth, mask)  # a quarter turn away: all lost, all invented
+    assert lost.norm() == pytest.approx(float(invented.norm()), rel=1e-5)
+    empty = torch.zeros_like(truth)
+    assert torch.equal(mri.lost_and_invented(image, empty, mask)[0], empty)
+
+
 def test_gradient_and_its_adjoint(random):
     x, p = random(3, 7, 8, dtype=torch.complex128), random(2, 3, 7, 8, dtype=torch.complex128)
     gradient = classical._gradient(x)
@@ -617,6 +650,9 @@ def test_tuning_goes_on_beyond_the_ends_of_its_list(best, tried, tiny):
     chosen = mri.tune(make_method, train, (2, 0.5, 1), slices=1, metric=lambda target, image, peak: float(image.sum()))
     expected = tried if best != 0.5 else [*tried, 0.25]
     assert asked == expected and chosen == min(asked, key=lambda weight: abs(math.log(weight / best)))
+    asked.clear()
+    end = mri.tune(make_method, train, (2, 0.5, 1), 1, metric=lambda target, image, peak: float(image.sum()), further=0)
+    assert asked == [0.5, 1, 2] and end == min(asked, key=lambda weight: abs(math.log(weight / best)))
 
 
 @pytest.mark.parametrize("name", mri.CLASSICAL)

@@ -192,7 +192,31 @@ def test_a_folder_that_the_playground_cannot_read_is_told_in_its_text(shown, tin
     mri.playground(tmp_path)
     assert "no .h5" in shown["HTML"][0].value and not shown["Image"]
     mri.playground(tiny, volume_number=9, slice_number=9)  # fewer of both: the last one
-    assert "effective acceleration" in shown["HTML"][1].value and len(shown["Image"]) == 6
+    assert "effective acceleration" in shown["HTML"][1].value and len(shown["Image"]) == 8
+
+
+def test_panels_of_the_playground(tiny):
+    """Zero filling guesses nothing and loses all that was not measured; a perfect guess loses and invents nothing."""
+    volume = mri.read_folder(tiny / "val")[0]
+    sample = playground.measure(volume, 0, "random", 3, 0.1)
+    truth, peak = mri.ifft2c(volume.cropped(0)[0]), volume.maximum
+    whole = mri.whole_image(mri.zero_filled, sample)
+    panels = playground.panels_of(sample, whole, truth, "zero-filled", peak)
+    assert panels["no sample supports this, x 2"].max() < 1e-5 and panels["invented x 3"].max() < 1e-5
+    torch.testing.assert_close(panels["zero-filled"], mri.reconstruct(mri.zero_filled, sample)[0] / peak)
+    lost = mri.center_crop(truth - whole, sample.target.shape[-2:]).abs() / peak
+    torch.testing.assert_close(panels["lost x 3"], 3 * lost, rtol=1e-3, atol=1e-4)
+    perfect = playground.panels_of(sample, truth, truth, "mine", peak)
+    assert max(float(perfect[name].max()) for name in ("lost x 3", "invented x 3", "|error| x 3")) < 1e-4
+    assert perfect["no sample supports this, x 2"].max() > 0.01
+    black = panels["measured k-space (log)"] == 0
+    assert torch.equal(~black, sample.mask[0].expand_as(black))
+
+
+def test_a_magnitude_gets_the_measured_phase(tiny):
+    sample = playground.measure(mri.read_folder(tiny / "val")[0], 0, "random", 3, 0.1)
+    whole = mri.whole_image(lambda *scan: mri.zero_filled(*scan).abs(), sample)
+    torch.testing.assert_close(whole, mri.ifft2c(sample.kspace[0]), rtol=1e-4, atol=1e-6)
 
 
 def test_noise_of_the_playground(tiny):

@@ -76,6 +76,29 @@ def test_without_a_change_plug_and_play_is_zero_filling(head):
 
 
 @torch.inference_mode()
+def test_mirrored_iterations(head):
+    """A denoiser that adds a ramp along x sees four orientations in turn, and its answers are turned back."""
+    kspace, mask = lines(head[0])
+    ramp, changes, seen = torch.linspace(0, 1, head[0].shape[-1]), [], []
+
+    def add_ramp(image, level):
+        seen.append(image)
+        return image + ramp
+
+    def watch(clean, image, level):
+        changes.append(clean)
+
+    mri.plug_and_play(kspace, mask, add_ramp, iterations=4, mirror=True, watch=watch)
+    turned = [(), (-1,), (-2,), (-2, -1)]
+    for axes, before, after in zip(turned, seen, changes):
+        added = after - before.flip(axes)
+        expected = ramp.expand(head[0].shape).flip(axes) + 0j
+        torch.testing.assert_close(added[0], expected, rtol=1e-3, atol=1e-4)
+    one, other = (mri.plug_and_play(kspace, mask, no_change, iterations=5, mirror=m) for m in (False, True))
+    torch.testing.assert_close(one, other)
+
+
+@torch.inference_mode()
 def test_plug_and_play_keeps_what_was_measured(head, shipped):
     kspace, mask = lines(head[0])
     seen = []

@@ -101,7 +101,7 @@ def test_report_on_a_phone(run):
     import lab
 
     with lab.browser() as browser, lab.phone(browser, (run.folder / "report.html").as_uri()) as page:
-        assert page.evaluate("() => document.images.length") == 8 and not lab.misfits(page)
+        assert page.evaluate("() => document.images.length") == 9 and not lab.misfits(page)
         page.add_style_tag(content=".output_html { overflow: visible } img { max-width: none } th { font-size: 9px }")
         found = "; ".join(lab.misfits(page))
         for fault in ("the page is", "cut table", "wide picture", "text of 9px"):
@@ -139,7 +139,7 @@ def test_slider_of_a_report(run):
 def test_report_is_one_file(run):
     assert_opens_offline(run.page)
     assert len(run.page) < 5e6
-    assert run.page.count("data:image/png;base64,") == 8
+    assert run.page.count("data:image/png;base64,") == 9
     assert "show_table" not in run.page and "import " not in run.page  # no code
 
 
@@ -225,6 +225,22 @@ def test_robustness_for_every_task(task, words, name, tiny, tmp_path, monkeypatc
     else:
         _, _, found = text.partition(f"effective acceleration centre fraction SSIM, zero-filled SSIM, {name} ")
         assert len(re.findall(r"\d\.\d\d 0\.\d+ [01]\.\d{3} [01]\.\d{3} ", found)) >= 8
+
+
+def test_report_tells_what_fits_the_measurement(run, tiny):
+    """The energies of the middle slice of the median volume, computed here from the checkpoint."""
+    network = mri.load_model(run.folder / "checkpoint.pt")
+    _, val_set = train.load_data(train.settled(**dict(run.metrics["parameters"]) | {"device": "cpu"}))
+    ssim = {name: row["unet"]["ssim"] for name, row in run.metrics["per_volume"].items()}
+    volume = sorted(val_set.volumes, key=lambda v: ssim[v.path.name])[len(ssim) // 2]
+    place = len(volume) // 2
+    sample = mri.Sample.stack([mri.SliceDataset([volume], val_set.mask, 4.0, 0.1)[place]])
+    truth = mri.ifft2c(volume.cropped(place)[0])
+    rest = ~sample.mask[0] * mri.fft2c(network(sample.kspace, sample.mask, truth.shape)[0].detach())
+    share = float(rest.norm() ** 2 / truth.norm() ** 2)
+    missing = float((~sample.mask[0] * mri.fft2c(truth)).norm() ** 2 / truth.norm() ** 2)
+    text = text_of(run.page)
+    assert f"zero-filled 0.00% {missing:.2%} 0.00% {missing:.2%} U-Net {share:.2%} " in text
 
 
 def test_report_tells_warnings_and_readings(run):

@@ -145,7 +145,10 @@ def test_reconstructions_and_metrics(page, head, kind):
             "js.totalVariation(y, x.mask, 0.002, 60)",
         ),
         "kept": (mri.keep_measured(torch.ones_like(full), kspace, mask), "js.keepMeasured(ones, y, x.mask)"),
+        "unmeasured": (mri.unmeasured(mri.ifft2c(full), mask), "js.unmeasured(js.ifft2c(take(x.full)), x.mask)"),
     }
+    for part, expected in zip(("lost", "invented"), mri.lost_and_invented(full, mri.ifft2c(full), mask)):
+        images[part] = expected, f"js.lostAndInvented(take(x.full), js.ifft2c(take(x.full)), x.mask).{part}"
     given = {
         "y": sent(kspace.numpy()),
         "full": sent(full.numpy()),
@@ -184,13 +187,14 @@ def figures(method, contrast="T2", place=1, acceleration=4, kind="random"):
     full = torch.from_numpy(kspace)
     mask = mri.sampling_mask(kind, full.shape, acceleration, 0.08, about["name"] + ".h5")
     with torch.inference_mode():
-        image = method((full * mask)[None], mask, (SIZE, SIZE))[0].abs()
+        found = method((full * mask)[None], mask, (SIZE, SIZE))[0]
+    image, guessed = found.abs(), mri.guessed_share(found, mask)
     target, peak = mri.ifft2c(full).abs(), about["maximum"]
     noun = "lines" if mask.ndim == 1 else "samples"
     return (
         f"effective acceleration {mri.effective_acceleration(mask):.2f}x ({int(mask.sum())} of {mask.numel()} {noun}); "
         f"SSIM {mri.ssim(target, image, peak):.3f}, PSNR {mri.psnr(target, image, peak):.1f} dB, "
-        f"NMSE {mri.nmse(target, image):.4f}"
+        f"NMSE {mri.nmse(target, image):.4f}; guessed {100 * guessed:.1f}%"
     )
 
 

@@ -389,6 +389,38 @@ export function masked(kspace, mask) {
 export const zeroFilled = ifft2c;
 export const magnitude = ({re, im}) => re.map((x, k) => Math.sqrt(x * x + im[k] * im[k])); // Math.hypot is slow
 
+/** The k-space with nothing where the mask has measured something. */
+function unseen(kspace, mask) {
+  const result = copy(kspace);
+  ofSamples(mask, kspace).forEach((kept, k) => { if (kept) result.re[k] = result.im[k] = 0; });
+  return result;
+}
+
+/** The part of an image that no sample supports, as mri.unmeasured. */
+export const unmeasured = (image, mask) => ifft2c(unseen(fft2c(image), mask));
+
+/** The unmeasured part of an image's error, column by column: what is lost of the truth, and what is invented. */
+export function lostAndInvented(image, truth, mask) {
+  const guess = unseen(fft2c(image), mask), lost = unseen(fft2c(truth), mask), {width} = image;
+  const products = new Float64Array(width), powers = new Float64Array(width);
+  for (let k = 0; k < lost.re.length; k++) {
+    products[k % width] += lost.re[k] * guess.re[k] + lost.im[k] * guess.im[k];
+    powers[k % width] += lost.re[k] ** 2 + lost.im[k] ** 2;
+  }
+  const shares = products.map((product, column) => product / Math.max(powers[column], Number.MIN_VALUE));
+  for (const part of ["re", "im"]) {
+    for (let k = 0; k < lost.re.length; k++) {
+      const found = shares[k % width] * lost[part][k];
+      guess[part][k] -= found;
+      lost[part][k] -= found;
+    }
+  }
+  return {lost: ifft2c(lost), invented: ifft2c(guess)};
+}
+
+/** The sum of all squared magnitudes. */
+export const energy = ({re, im}) => re.reduce((sum, x, k) => sum + x * x + im[k] * im[k], 0);
+
 /** Data consistency: the measured samples put back into the k-space of an image. */
 export function keepMeasured(image, kspace, mask) {
   const spectrum = fft2c(image);

@@ -68,11 +68,14 @@ function show(result) {
   paint($("image"), k => same(result.image[k] / peak));
   paint($("target"), k => same(result.target[k] / peak));
   paint($("error"), k => same(3 * Math.abs(result.image[k] - result.target[k]) / peak));
+  paint($("guessed"), k => same(2 * result.guessed[k] / peak));
+  paint($("invented"), k => same(3 * result.invented[k] / peak));
   paintKspace();
   const taken = result.mask.reduce((a, b) => a + b), all = result.mask.length, noun = all > size ? "samples" : "lines";
   $("figures").textContent =
     `effective acceleration ${result.acceleration.toFixed(2)}x (${taken} of ${all} ${noun}); ` +
-    `SSIM ${result.ssim.toFixed(3)}, PSNR ${result.psnr.toFixed(1)} dB, NMSE ${result.nmse.toFixed(4)}`;
+    `SSIM ${result.ssim.toFixed(3)}, PSNR ${result.psnr.toFixed(1)} dB, NMSE ${result.nmse.toFixed(4)}; ` +
+    `guessed ${(100 * result.share).toFixed(1)}%`;
   $("time").textContent = `${Math.round(result.milliseconds)} ms`;
   $("image-title").textContent = controls.method.selectedOptions[0].textContent;
   document.body.dataset.results = +(document.body.dataset.results ?? 0) + 1;

@@ -92,19 +92,22 @@ async function compute(settings, told) {
     addLesion(image, settings.lesion, maximum);
     kspace = mri.fft2c(image);
   }
-  const target = mri.magnitude(mri.ifft2c(kspace));
+  const truth = mri.ifft2c(kspace), target = mri.magnitude(truth);
   if (settings.noise) {
     const random = new mri.RandomState(0), deviation = settings.noise / 100 * maximum / Math.SQRT2;
     for (const part of [kspace.re, kspace.im]) part.forEach((_, k) => { part[k] += deviation * random.normal(); });
   }
   const measured = mri.masked(kspace, mask);
-  const image = mri.magnitude(
+  const found =
     method === "zero_filled" ? mri.zeroFilled(measured)
       : method === "tv" ? mri.totalVariation(measured, mask, 0.002, 60)
-      : await mri.throughNetwork(runs, measured, mask));
-  const milliseconds = performance.now() - start;
+      : await mri.throughNetwork(runs, measured, mask);
+  const image = mri.magnitude(found), milliseconds = performance.now() - start;
+  const guessed = mri.unmeasured(found, mask), {invented} = mri.lostAndInvented(found, truth, mask);
   return {
     mask, target, image, kspace: mri.magnitude(kspace), milliseconds,
+    guessed: mri.magnitude(guessed), invented: mri.magnitude(invented),
+    share: mri.energy(guessed) / Math.max(mri.energy(found), Number.MIN_VALUE),
     acceleration: mri.effectiveAcceleration(mask),
     ssim: mri.ssim(target, image, size, maximum),
     psnr: mri.psnr(target, image, maximum),
