@@ -141,8 +141,8 @@ def slider_cell(stem: str, still: str) -> str:
     for path in sorted([*FRAMES.glob(f"{stem}/frames.json"), *FRAMES.glob(f"{stem}-*/frames.json")]):
         controls = json.loads(path.read_text(encoding="utf-8"))["controls"]
         if {control["label"] for control in controls} <= named:
-            place = f"../frames/{path.parent.name}"
-            return moving(path.parent, lambda number, place=place: f"{place}/{number}.webp")
+            address = f"../frames/{path.parent.name}/{{}}.webp"
+            return moving(path.parent, address.format)
     return ""
 
 

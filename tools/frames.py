@@ -46,22 +46,14 @@ MOVES: dict[str, dict[str, list[Any] | None]] = {
     "03_aliasing": {"undersampling": None, "center_fraction": [0.02, 0.05, 0.08, 0.16]},
     "05_evaluate": {"volume": None, "method": None},
     "05_evaluate-acceleration": {"acceleration": None, "volume": None},
-    "06_beyond_unet": {"method": None, "acceleration": None},
-    "07_sampling_strategies": {"kind": None, "acceleration": [2, 3, 4, 6, 8]},
     "09_metrics": {"acceleration": None, "blur": [0, 1, 2, 3]},
-    "10_uncertainty": {"volume": None, "slice_number": None},
     "12_real_scans": {"acceleration": None, "method": None},
-    "12_real_scans-slices": {"method": None, "slice_index": None},
     "13_super_resolution": {"method": None, "slice_index": None},
-    "14_dynamic_cine": {"frame": None},
-    "15_multicoil": {"acceleration": None, "coils": None},
+    "15_multicoil": {"acceleration": None, "coils": [1, 2, 4, 8]},
     "16_what_fits": {"towards": None, "amount": [0, 0.5, 1, 1.5, 2]},
-    "16_what_fits-lesion": {"amount": None, "mask": None},
-    "18_guarantees": {"number": [0, 1, 2, 3, 4, 5, 6, 7], "promise": None},
     "20_priors": {"iteration": None, "acceleration": None},
     "21_real_effects": {"distance": [0, 1, 2, 3, 4, 5, 6], "order": None},
     "21_real_effects-decay": {"milliseconds": [2, 5, 8, 10, 12, 15, 20], "order": None},
-    "22_time_machine": {"method": None},
 }
 
 

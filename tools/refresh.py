@@ -42,7 +42,7 @@ def compress(png: str) -> str:
     grey = picture.convert("L")
     if grey.convert("RGB").tobytes() == picture.tobytes():
         # Even steps, white kept: an adapted palette would merge bright values, which are rare in these pictures.
-        picture = grey.point([round(value / 5) * 5 for value in range(256)])
+        picture = grey.point([value // 5 * 5 for value in range(256)])
     else:
         # The palette of widest coverage, or a colour bar would lose its rare colours.
         picture = picture.quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
