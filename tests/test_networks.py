@@ -479,9 +479,13 @@ SHIPPED = {  # checkpoints from before models were written as calls -> the call 
     "srgan_x4": "srgan(upscale_factor=4)",
     "cine_unet": "cine_unet(features=16)",
     "cine_dual_unet": "cine_dual_unet(features=16, levels=3)",
-    "cine_unrolled": "cine_unrolled",
+    "cine_unrolled": "cine_unrolled(start='temporal_tv')",
+    "cine_view_sharing": "cine_unrolled",
     "varnet": "varnet",
     "unrolled_varied": "unrolled(inner='resnet', shuffle=2, features=32, stages='2x2', cascades=6, memory=8)",
+    "unrolled_tv": (
+        "unrolled(inner='resnet', shuffle=2, features=32, stages='2x2', cascades=6, memory=8, start='phase_tv')"
+    ),
     "modl": "modl",
 }
 
