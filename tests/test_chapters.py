@@ -1,4 +1,4 @@
-"""Chapters 16 to 21: functions that they write by hand, taken from the notebooks and held against other ways."""
+"""Chapters 16 to 23: functions that they write by hand, taken from the notebooks and held against other ways."""
 
 import ast
 import bisect
@@ -266,3 +266,43 @@ def test_the_coverage_of_samples_is_that_of_one_more_draw():
     covered = [float(found(a)["covered, of 90 %"].rstrip("%")) for a in (4, 8)]
     assert covered[0] == pytest.approx(90, abs=1.5) and covered[1] < 60
     assert float(found(4)["spread, rms"]) == pytest.approx(1, rel=0.03)
+
+
+@pytest.mark.parametrize("lines", [4, 8, 12])
+def test_learned_probabilities_keep_to_their_budget(lines):
+    """Between 0 and 1, in the order of the weights, and of the mean that was asked for; masks by them have it too."""
+    known = functions(23, share=lines / 16, matrix=16, lines=lines)
+    for weights in (torch.linspace(-1, 1, 16), torch.linspace(-3, -1, 16), torch.linspace(0.5, 2, 16)):
+        p = known["probabilities"](weights)
+        assert p.min() >= 0 and p.max() <= 1 and float(p.mean()) == pytest.approx(lines / 16, rel=1e-5)
+        assert (p.diff() >= 0).all()
+        drawn = known["draw"](p, 4000)
+        assert set(drawn.unique().tolist()) <= {0.0, 1.0}
+        assert torch.allclose(drawn.mean((0, 1)), p, atol=0.04)
+        exact = known["exactly"](p, 500)
+        assert (exact.sum(-1) == lines).all() and torch.equal(
+            known["always"](p), (torch.arange(16) >= 16 - lines) * 1.0
+        )
+
+
+def test_the_gradient_of_a_drawn_mask_is_that_of_its_soft_form():
+    known = functions(23, share=0.25, matrix=16, lines=4)
+    p = torch.full((16,), 0.25, requires_grad=True)
+    weights = torch.arange(16.0)
+    torch.manual_seed(1)
+    (known["draw"](p, 1).flatten() @ weights).backward()
+    torch.manual_seed(1)
+    soft = torch.sigmoid(12 * (p.detach() - torch.rand(1, 16)))[0]
+    assert torch.allclose(p.grad, weights * 12 * soft * (1 - soft), atol=1e-5)
+
+
+def test_two_ffts_are_the_weighted_normal_operator(random):
+    """Against the sum that defines the transform, for points anywhere and weights of any size."""
+    trajectory = (torch.rand(3, 20, 2, generator=torch.Generator().manual_seed(2)) - 0.5) * 8
+    weights, image = torch.rand(3, 20, generator=torch.Generator().manual_seed(3)) + 0.1, random(2, 8, 8)
+    known = functions(23, matrix=8)
+    found = known["convolve"](image, known["kernel_of"](trajectory, weights))
+    pixels = torch.stack(torch.meshgrid(torch.arange(8) - 4, torch.arange(8) - 4, indexing="ij"), -1).reshape(-1, 2)
+    A = torch.exp(-2j * math.pi * (trajectory.reshape(-1, 2).double() @ pixels.double().T) / 8) / 8
+    expected = A.conj().T @ (weights.reshape(-1, 1) * (A @ image.reshape(2, -1).T.to(torch.complex128)))
+    assert torch.allclose(found.reshape(2, -1).T.to(torch.complex128), expected, atol=1e-4)
