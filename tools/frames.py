@@ -49,11 +49,14 @@ MOVES: dict[str, dict[str, list[Any] | None]] = {
     "09_metrics": {"acceleration": None, "blur": [0, 1, 2, 3]},
     "12_real_scans": {"acceleration": None, "method": None},
     "13_super_resolution": {"method": None, "slice_index": None},
+    "14_dynamic_cine": {"frame": None},
     "15_multicoil": {"acceleration": None, "coils": [1, 2, 4, 8]},
     "16_what_fits": {"towards": None, "amount": [0, 0.5, 1, 1.5, 2]},
+    "18_guarantees": {"number": [0, 1, 2, 3, 4, 5, 6, 7], "promise": None},
     "20_priors": {"iteration": None, "acceleration": None},
     "21_real_effects": {"distance": [0, 1, 2, 3, 4, 5, 6], "order": None},
     "21_real_effects-decay": {"milliseconds": [2, 5, 8, 10, 12, 15, 20], "order": None},
+    "22_time_machine": {"method": None},
 }
 
 
