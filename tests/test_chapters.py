@@ -249,9 +249,10 @@ def test_plug_and_play_and_samples_by_hand_are_the_books(random):
 
     known, mask = functions(20, denoiser=darken), mri.sampling_mask("random", SIZE, 2, 0.2, seed=0)
     kspace = (mri.fft2c(random(*SIZE)) * mask)[None]
-    mine = known["my_plug_and_play"](kspace, mask, 7, 0.5, 0.01)
-    assert torch.allclose(mine, mri.plug_and_play(kspace, mask, darken, 7, 0.5, 0.01), atol=1e-4)
-    assert not torch.allclose(mine, mri.ifft2c(kspace), atol=0.01)
+    for mirror in (False, True):
+        mine = known["my_plug_and_play"](kspace, mask, 7, 0.5, 0.01, mirror)
+        assert torch.allclose(mine, mri.plug_and_play(kspace, mask, darken, 7, 0.5, 0.01, mirror=mirror), atol=1e-4)
+        assert not torch.allclose(mine, mri.ifft2c(kspace), atol=0.01)
     samples = known["my_samples"](kspace[0], mask, 3, 5)
     assert torch.allclose(samples, mri.posterior_samples(kspace[0], mask, darken, 3, 5), atol=1e-4)
 
