@@ -417,7 +417,8 @@ def test_what_is_left_open_is_the_tasks_then_the_models_own():
     assert (settings.acceleration, settings.center_fraction, settings.lr) == (8, 0.08, 0.0003)
     assert settings.out == "runs/resnet"
     settings = module.settled(task="cine", lr=0.002)
-    assert (settings.model, settings.lr, settings.acceleration) == ("cine_unrolled", 0.002, 5)
+    assert settings.model == "cine_unrolled(start='temporal_tv')"
+    assert (settings.lr, settings.acceleration, settings.ema) == (0.002, 5, 0.99)
     assert module.settled(task="cine", acceleration=4.0).acceleration == 4  # given, though it is the cell's own value
 
 
@@ -507,6 +508,7 @@ def test_help_shows_every_parameter_with_its_comment():
     for name, kind, default, comment in lines:
         option = "--" + name.replace("_", "-")
         typed = f"{option}, --no-{option[2:]}" if kind == "bool" else f"{option} {kind.upper()}"
+        typed += f" [{kind.upper()} ...]" if re.search(r'"\w+ \w+"', comment) else ""  # several words, without quotes
         default = repr(ast.literal_eval(default))
         assert f"{typed} {comment} (default: {default})" in shown
 
@@ -516,8 +518,10 @@ def test_help_shows_the_numbers_that_will_be_used():
     done = subprocess.run(
         [sys.executable, "train.py", *words], cwd=mri.ROOT, env=ENVIRONMENT, capture_output=True, text=True
     )
-    for default in ("5.0", "'kt'", "'cine_unrolled'", "0.005", "'runs/cine_unrolled'", "'l1_ssim'"):
-        assert f"(default: {default})" in done.stdout, default
+    shown = " ".join(done.stdout.split())
+    for default in ("5.0", "'kt'", "0.005", "'runs/cine_unrolled'", "'l1_ssim_motion(weight=2)'", "0.99"):
+        assert f"(default: {default})" in shown, default
+    assert "(default: \"cine_unrolled(start='temporal_tv')\")" in shown
     done = subprocess.run(
         [sys.executable, "train.py", "--task", "knee", "--help"], cwd=mri.ROOT, capture_output=True, text=True
     )
