@@ -30,7 +30,16 @@ from mri_parts.heart import demo_cine
 from mri_parts.masks import MASKS, MaskKind, _center, _distance, _draw
 from mri_parts.methods import Machine, Method, tune, zero_filled
 from mri_parts.metrics import LOSSES, psnr, ssim
-from mri_parts.networks import INNER_NETWORKS, MODEL_DEFAULTS, MODELS, ResNet, UNet, Unrolled, inner_network
+from mri_parts.networks import (
+    INNER_NETWORKS,
+    MODEL_DEFAULTS,
+    MODELS,
+    ResNet,
+    UNet,
+    Unrolled,
+    inner_network,
+    zero_filling,
+)
 from mri_parts.processes import rank_and_size
 from mri_parts.tasks import TASKS, Task
 from mri_parts.volumes import LARGEST_SLICE, READERS, Reader, Volume, _reading
@@ -371,7 +380,7 @@ def in_windows(method: Callable[..., Tensor], frames: int, *sequences: Tensor) -
 # (kspace, mask) -> a first film, all (batch, frames, H, W). Temporal TV is nearly as good after 60 iterations of this
 # weight as after 200 of the tuned one.
 STARTS: dict[str, Callable[..., Tensor]] = {
-    "zero_filled": lambda kspace, mask: ifft2c(kspace),
+    "zero_filled": zero_filling,
     "view_sharing": view_sharing,
     "temporal_tv": partial(temporal_tv, weight=0.001, iterations=60),
 }

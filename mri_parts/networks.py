@@ -298,10 +298,15 @@ def as_complex(channels: Tensor) -> Tensor:
     return torch.view_as_complex(channels.float().movedim(1, -1).contiguous())
 
 
+def zero_filling(kspace: Tensor, mask: Tensor) -> Tensor:
+    """The inverse transform of what was measured; one of STARTS."""
+    return ifft2c(kspace)
+
+
 # What unrolled networks correct: (kspace, mask) -> image, both (batch, H, W). On simulated heads at 4x total variation
 # that knows the phase is as good after 60 iterations of this weight as after 150 of the best one.
 STARTS: dict[str, Callable[..., Tensor]] = {
-    "zero_filled": lambda kspace, mask: ifft2c(kspace),
+    "zero_filled": zero_filling,
     "phase_tv": partial(total_variation, weight=0.004, iterations=60, imaginary=3.0),
 }
 

@@ -204,7 +204,10 @@ def book() -> Any:
             0.2,
             ORANGE,
             "better networks\nand sampling",
-            ("06 beyond the U-Net", "07 sampling", "17 no references", "20 priors", "22 time machine", "23 learned masks"),
+            (
+                *("06 beyond the U-Net", "07 sampling", "17 no references"),
+                *("20 priors", "22 time machine", "23 learned masks"),
+            ),
         ),
         (7.0, RED, "honest figures", honest),
         (
