@@ -429,9 +429,10 @@ def explore(
     last: dict[str, np.ndarray] = {}
 
     def picture() -> Any:
-        # unstretched; on a phone as wide as the page, less the margins that every widget has
-        layout = widgets.Layout(align_self="flex-start", max_width="calc(100% - 4px)")
-        return widgets.Image(format="png", layout=widgets.Layout(width="100%") if beside else layout)
+        # as wide as its cell, or unstretched and at most as wide as the page; less the margins that every widget has
+        width = "calc(100% - 4px)"
+        layout = {"width": width} if beside else {"align_self": "flex-start", "max_width": width}
+        return widgets.Image(format="png", layout=widgets.Layout(**layout))
 
     def draw(_change: Any = None) -> None:
         try:
