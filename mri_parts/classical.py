@@ -68,7 +68,24 @@ class Acquisition:
 
     def normal(self, image: Tensor) -> Tensor:
         """A^H A x: (..., H, W) complex -> the same shape."""
-        return self._back(self(image))  # which is masked already
+        if self.trajectory is not None:
+            return self._back(self(image))  # which is masked already
+        images = self.spread(image)
+        if self.mask is not None:
+            axes, mask = self._turned_mask
+            images = torch.fft.ifftn(mask * torch.fft.fftn(images, dim=axes), dim=axes)
+        return self.combine(images)
+
+    @cached_property
+    def _turned_mask(self) -> tuple[tuple[int, ...], Tensor]:
+        """For there and back: the axes along which the mask leaves out something, and the mask with its origin first.
+
+        Moving an image multiplies its k-space by phases, which commute with the mask: from image to image nothing need
+        be shifted. And a mask of lines does not mix rows: their transform would be undone as it was done.
+        """
+        assert self.mask is not None
+        axes = tuple(axis for axis in (-2, -1) if self.mask.ndim >= -axis and self.mask.shape[axis] > 1) or (-1,)
+        return axes, torch.fft.ifftshift(self.mask, dim=[axis for axis in axes if self.mask.ndim >= -axis])
 
     def _back(self, samples: Tensor) -> Tensor:
         if self.trajectory is None:
@@ -109,12 +126,11 @@ class Acquisition:
 
         Exact where A is diagonal; elsewhere a few steps of conjugate gradients from the guess stand in for it.
         """
-        back = samples if self.diagonal else self.H(samples)
+        back = self.H(samples)
 
         def towards_data(image: Tensor, guess: Tensor) -> Tensor:
-            if self.diagonal:
-                spectrum = fft2c(image)
-                return ifft2c(self.put((spectrum + step * samples) / (1 + step), spectrum))
+            if self.diagonal:  # the inverse of 1 + step * normal, since normal is a projection
+                return image + step / (1 + step) * (back - self.normal(image))
             return _conjugate_gradients(lambda x: x + step * self.normal(x), image + step * back, guess, iterations)
 
         return towards_data
@@ -242,6 +258,12 @@ def _known_phase(A: Acquisition, samples: Tensor, imaginary: float | None) -> Te
     return smooth_phase(samples if A.diagonal else fft2c(A.H(samples)))
 
 
+def _length(p: Tensor) -> Tensor:
+    """Euclidean length of a vector field (axes, ..., H, W), complex or real: (..., H, W) real."""
+    squares = torch.view_as_real(p).square().sum(-1) if p.is_complex() else p.square()
+    return squares.sum(0).sqrt()
+
+
 def _limit(p: Tensor, weight: float, imaginary: float | None, size: Callable[[Tensor], Tensor] = torch.abs) -> Tensor:
     """Scale down what is larger than the weight; with `imaginary` the real part and the imaginary part each by itself.
 
@@ -249,7 +271,7 @@ def _limit(p: Tensor, weight: float, imaginary: float | None, size: Callable[[Te
     """
     if imaginary is not None:
         return torch.complex(_limit(p.real, weight, None, size), _limit(p.imag, imaginary * weight, None, size))
-    return p / (size(p) / max(weight, 1e-12)).clamp(min=1)
+    return p * (max(weight, 1e-12) / size(p)).clamp(max=1)  # a size of zero gives infinity, and 1
 
 
 def total_variation(
@@ -302,7 +324,7 @@ def total_variation(
     dual = torch.zeros_like(gradient(image))
     for _ in range(iterations):
         dual = dual + dual_step * gradient(ahead)
-        dual = _limit(dual, weight, imaginary, lambda p: p.abs().square().sum(0).sqrt())
+        dual = _limit(dual, weight, imaginary, _length)
         previous, image = image, data(image - primal * gradient_adjoint(dual), image)
         ahead = 2 * image - previous
     return image * scale
@@ -336,16 +358,20 @@ def wavelet_transform(x: Tensor, wavelet: str = "db4", levels: int = 3, inverse:
     low = torch.tensor(choose(WAVELETS, wavelet, "wavelet"), dtype=x.dtype, device=x.device)
     high = low.flip(0).clone()
     high[1::2] *= -1
-    # A level maps neighbouring pairs of pixels to (average, detail), by one 2x2 matrix for each pair that
-    # the filters reach.
-    matrices = torch.stack([low, high], dim=1).unflatten(0, (-1, 2))
+    taps = torch.stack([low, high]).unflatten(-1, (-1, 2)).transpose(0, 1).tolist()  # of pair j: [[.., ..], [.., ..]]
 
     def along_rows(x: Tensor) -> Tensor:
-        if inverse:
-            pairs = x.unflatten(-1, (2, -1)).transpose(-2, -1)
-            return sum((pairs @ m.T).roll(j, -2) for j, m in enumerate(matrices)).flatten(-2)
-        pairs = x.unflatten(-1, (-1, 2))
-        return sum(pairs.roll(-j, -2) @ m for j, m in enumerate(matrices)).transpose(-2, -1).flatten(-2)
+        # neighbouring pairs of pixels become (average, detail), by one 2x2 matrix for each pair that the filters reach
+        first, second = x.chunk(2, -1) if inverse else (x[..., ::2], x[..., 1::2])
+        done: list[Tensor] = []
+        for j, ((a, b), (c, d)) in enumerate(taps):
+            if inverse:
+                part = torch.stack([a * first + c * second, b * first + d * second], -1)
+                done.append(part.roll(j, -2).flatten(-2))
+            else:
+                one, other = (first.roll(-j, -1), second.roll(-j, -1)) if j else (first, second)
+                done.append(torch.cat([a * one + b * other, c * one + d * other], -1))
+        return sum(done[1:], done[0])
 
     x = x.clone()
     for level in sorted(range(levels), reverse=inverse):
@@ -388,11 +414,12 @@ def wavelet(
     measured, scale = _unit_scale(A, kspace, weight, "wavelet")
     phase = _known_phase(A, kspace, imaginary)
     random = torch.Generator().manual_seed(0)  # the same input gives the same image
-    image = ahead = A.H(measured) / A.gain
+    back = A.H(measured) / A.gain
+    image = ahead = back
     momentum = 1.0
     for _ in range(iterations):
         shift = torch.randint(2**levels, (2,), generator=random).tolist() if shifts else [0, 0]
-        step = keep_measured(ahead, measured, A) if A.diagonal else ahead + A.H(measured - A(ahead)) / A.gain
+        step = ahead + back - A.normal(ahead) / A.gain
         step = step if phase is None else step * phase.conj()
         coefficients = wavelet_transform(step.roll(shift, (-2, -1)), wavelet, levels)
         coefficients = coefficients - _limit(coefficients, weight, imaginary)
