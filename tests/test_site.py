@@ -45,12 +45,13 @@ def test_frames_fit_their_notebook(name):
     assert len(about["frames"]) <= frames.MOST
     if any(frames.MOVES[name].values()):  # not all that the cell has
         assert len(about["frames"]) >= 20
-    width, height = (f([size[axis] for size in about["panels"]]) for axis, f in enumerate((sum, max)))
     for number, frame in enumerate(about["frames"]):
         assert frame["text"]
         assert (folder / f"{number}.webp").exists() == bool(frame["titles"])
         if frame["titles"]:
-            assert len(frame["titles"]) == len(about["panels"])
+            sizes = frame.get("panels", about["panels"])
+            width, height = (f([size[axis] for size in sizes]) for axis, f in enumerate((sum, max)))
+            assert len(frame["titles"]) == len(sizes) == len(about["panels"])
             assert Image.open(folder / f"{number}.webp").size == (width, height)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1e6
 
@@ -91,7 +92,7 @@ def test_recorder_draws_what_the_update_returns(tmp_path):
 
 def test_recorder_refuses_what_a_page_cannot_hold(tmp_path):
     def update(level):
-        return {"a": np.zeros((8, 8 + level % 2))}, "text"
+        return {"abc"[number]: np.zeros((8, 8)) for number in range(1 + level % 2)}, "text"
 
     def tried(moves, **slider):
         frames.recorder(moves, tmp_path / "frames")(update, level=widgets.IntSlider(**slider))
@@ -100,9 +101,44 @@ def test_recorder_refuses_what_a_page_cannot_hold(tmp_path):
         tried({"level": None}, min=0, max=100)
     with pytest.raises(mri.BadInput, match="not all of"):
         tried({"level": [2, 500]}, min=0, max=100)
-    with pytest.raises(mri.BadInput, match="panels of"):
+    with pytest.raises(mri.BadInput, match="2 panels beside others of 1"):
         tried({"level": [2, 3]}, min=0, max=100)
     assert not (tmp_path / "frames").exists()
+
+
+def test_scans_of_another_size_keep_it(tmp_path):
+    """A frame whose panels differ in size says so, in frames.json and in its picture."""
+    sizes = {"small": (8, 12), "large": (16, 20)}
+
+    def update(scan):
+        return {"a": np.zeros(sizes[scan]), "b": np.ones(sizes[scan])}, scan
+
+    frames.recorder(None, tmp_path / "f")(update, scan=widgets.Dropdown(options=list(sizes), value="large"))
+    about = json.loads((tmp_path / "f" / "frames.json").read_text())
+    assert about["panels"] == [[12, 8], [12, 8]]
+    assert [frame.get("panels") for frame in about["frames"]] == [None, [[20, 16], [20, 16]]]
+    assert [Image.open(tmp_path / "f" / f"{number}.webp").size for number in (0, 1)] == [(24, 8), (40, 16)]
+    assert 'width="40" height="16"' in build_site.moving(tmp_path / "f", "{}.webp".format)  # the notebook's own
+
+
+def test_cells_that_a_slider_cell_needs():
+    """Names are followed backwards: through functions, changes of contents and calls; what is bound anew ends there."""
+    sources = [
+        "import numpy as np",  # 0: always
+        "kept, rows = {}, []",  # 1: for 4, which fills kept
+        "x = np.zeros(3)",  # 2: 3 binds x anew
+        "x = np.ones(3)",  # 3: for 4
+        "def keep(name):\n    kept[name] = x.sum()\n\n\nfor name in 'ab':\n    keep(name)",
+        "for name, value in kept.items():\n    rows.append(value)\nrows[-1].show()",  # 5: a table
+        "keep('c')",  # 6: fills kept, too
+        "y = [x + z for z in range(3)]\ny.append(1)",  # 7: nobody reads y
+        "scale = 2",  # 8: for the function of 9
+        "def update(name):\n    rows = kept[name] * scale\n    return rows",
+        "mri.explore(update, name=0)",
+        "scale = 3",  # 11: after the slider
+    ]
+    assert frames.needed(sources, [10]) == [0, 1, 3, 4, 6, 8, 9, 10]
+    assert frames.needed(["a = 1", "a.b = 2", "c = a", "a = 3", "d = 4"], [2]) == [0, 1, 2]
 
 
 def test_values_of_controls():

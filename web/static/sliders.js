@@ -61,14 +61,15 @@ function revive(figure, number) {
 
   async function draw() {
     const frame = places.reduce((sum, place, axis) => sum * about.controls[axis].values.length + place, 0);
-    const {titles, text: words} = about.frames[frame];
+    const {titles, text: words, panels: sizes = about.panels} = about.frames[frame];
     figure.dataset.asked = frame;
     const image = titles.length ? await picture(frame) : null; // an impossible setting has a text only
     if (+figure.dataset.asked !== frame) return; // a later setting has overtaken this one
     text.innerHTML = words;
     let left = 0;
     if (image) drawn.forEach(({title, canvas}, place) => {
-      const {width, height} = canvas;
+      const [width, height] = sizes[place]; // scans may differ in their size
+      if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, {width, height});
       title.textContent = titles[place];
       canvas.setAttribute("aria-label", titles[place]);
       canvas.getContext("2d").drawImage(image, left, 0, width, height, 0, 0, width, height);
