@@ -35,7 +35,7 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobil
 def test_frames_fit_their_notebook(name):
     """Every setting has its text and picture, the controls are the notebook's, and all is small."""
     folder = frames.FRAMES / name
-    about = json.loads((folder / "frames.json").read_text(encoding="utf-8"))
+    about = stored(name)
     source = (frames.FOLDER / f"{name.partition('-')[0]}.ipynb").read_text(encoding="utf-8")
     named = [part.split(". Run the notebook")[0].split(", ") for part in source.split("[sliders: ")[1:]]
     labels = {control["label"] for control in about["controls"]}
@@ -273,75 +273,133 @@ def settled(figure):
     raise AssertionError("the picture does not come to rest")
 
 
+def words_of(markup):
+    """The letters of some HTML, without its spaces."""
+    return "".join(html.unescape(re.sub("<[^>]*>", " ", markup)).split())
+
+
 @contextlib.contextmanager
-def changes(figure):
-    """What is done inside changes the picture and the text of a slider cell."""
-    before = settled(figure)
+def changes(figure, about, what):
+    """What is done inside moves a slider cell to another setting: its own picture, its own text."""
+    before = settled(figure), figure.get_attribute("data-shown")
     yield
-    after = settled(figure)
-    assert after[0] != before[0] and after[1] != before[1]
+    deadline = time.monotonic() + 10
+    while figure.get_attribute("data-asked") == before[1] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    (picture, text), number = settled(figure), figure.get_attribute("data-shown")
+    assert number != before[1], f"{what} moves nothing"
+    frame = about["frames"][int(number)]
+    assert "".join(text.split()) == words_of(frame["text"]), what
+    assert (picture != before[0][0]) or not frame["titles"], f"{what}: the same picture"  # an impossible one has none
 
 
 def is_menu(control):
     return control.evaluate("c => c.tagName === 'SELECT'")
 
 
-def settings(controls):
-    """The place of each control among its values."""
-    return [int(control.evaluate("c => c.value")) for control in controls]
+def place_of(control):
+    """The number of a control's value, and the last one."""
+    return control.evaluate("c => [+c.value, c.max ? +c.max : c.options.length - 1]")
 
 
-def other_half(slider):
-    """A point on the half of a slider where its handle is not."""
-    slider.scroll_into_view_if_needed()
-    box = slider.bounding_box()
-    share = 0.9 if slider.evaluate("s => s.value / s.max < 0.5") else 0.1
-    return box["x"] + share * box["width"], box["y"] + box["height"] / 2
+def by_key(page, control):
+    control.focus()
+    at, last = place_of(control)
+    back, forth = ("ArrowUp", "ArrowDown") if is_menu(control) else ("ArrowLeft", "ArrowRight")
+    control.press(back if at == last else forth)
 
 
-def sliders(page, name):
+def choose(page, control):
+    """Another value of a menu that is open, or that has the focus at least."""
+    at, last = place_of(control)
+    page.keyboard.press("ArrowUp" if at == last else "ArrowDown")
+    page.keyboard.press("Enter")
+
+
+def way(control):
+    """Points of a slider, from its middle to the half where its handle is not."""
+    box, (at, last) = control.bounding_box(), place_of(control)
+    end = 0.95 if at / last < 0.5 else 0.05
+    shares = [0.5 + (end - 0.5) * step / 4 for step in range(5)]
+    return [(box["x"] + share * box["width"], box["y"] + box["height"] / 2) for share in shares]
+
+
+def by_mouse(page, control):
+    if is_menu(control):
+        control.click()
+        return choose(page, control)
+    points = way(control)
+    page.mouse.move(*points[0])
+    page.mouse.down()
+    for point in points:
+        page.mouse.move(*point)
+    page.mouse.up()
+
+
+def by_touch(page, control):
+    """A finger: it taps a menu, and draws a slider."""
+    if is_menu(control):
+        control.tap()
+        return choose(page, control)
+    finger = page.context.new_cdp_session(page)
+    points = [[{"x": x, "y": y}] for x, y in way(control)]
+    for kind, point in [("touchStart", points[0]), *(("touchMove", p) for p in points), ("touchEnd", [])]:
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": point})
+    finger.detach()
+
+
+def sliders(page, name, inside=""):
     """A slider cell of a page, and its controls."""
-    figure = page.wait_for_selector(f"figure.frames[data-cell='{name}']:has(canvas)")
+    figure = page.wait_for_selector(f"{inside} figure.frames[data-cell='{name}']:has(canvas)")
     figure.scroll_into_view_if_needed()
     return figure, figure.query_selector_all("input, select")
 
 
-@pytest.mark.parametrize("name", frames.MOVES)
-def test_sliders_move(visit, name):
-    """By key, by mouse and by touch; picture and text both change, and the text is the one that is stored."""
-    about = json.loads((frames.FRAMES / name / "frames.json").read_text(encoding="utf-8"))
-    page = visit(f"notebooks/{name.partition('-')[0]}.html", has_touch=True)
-    figure, controls = sliders(page, name)
-    assert len(controls) == len(about["controls"])
-    for number, control in enumerate(controls):
-        assert figure.query_selector(f"label[for={control.get_attribute('id')}]").is_visible()
-        at_end = settings(controls)[number] == len(about["controls"][number]["values"]) - 1
-        with changes(figure):
-            control.focus()
-            control.press(
-                "ArrowUp"
-                if is_menu(control) and at_end
-                else "ArrowDown"
-                if is_menu(control) or at_end
-                else "ArrowRight"
-            )
-    for control in controls:
-        if not is_menu(control):
-            with changes(figure):
-                page.mouse.click(*other_half(control))
-            with changes(figure):
-                page.touchscreen.tap(*other_half(control))
-    number = 0
-    for place, control in zip(settings(controls), about["controls"]):
-        number = number * len(control["values"]) + place
-    assert figure.get_attribute("data-shown") == str(number)
-    words = html.unescape(re.sub("<[^>]*>", " ", about["frames"][number]["text"]))
-    assert "".join(settled(figure)[1].split()) == "".join(words.split())
+def stored(name):
+    """What tools/frames.py has stored of a slider cell."""
+    return json.loads((frames.FRAMES / name / "frames.json").read_text(encoding="utf-8"))
+
+
+def test_every_slider_cell_of_a_chapter_moves():
+    """Each has frames: none stands on the site as a mere picture."""
+    for path in frames.FOLDER.glob("[0-9]*.ipynb"):
+        cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        plain = [o.data.get("text/plain", "") for cell in cells for o in cell.outputs if "data" in o]
+        names = [text for text in plain if text.startswith("[sliders: ")]
+        figures = [build_site.slider_cell(path.stem, text) for text in names]
+        found = [match for figure in figures for match in re.findall('data-cell="(.*?)"', figure)]
+        assert sorted(found) == sorted(frames.cells_of(path.stem)), f"{path.stem}: {names}"
+        assert len(found) == len(names) == sum(bool(frames.SLIDERS.search(cell.source)) for cell in cells)
+
+
+@pytest.mark.parametrize("stem", dict.fromkeys(name.partition("-")[0] for name in frames.MOVES))
+def test_sliders_move(visit, stem):
+    """All slider cells of a chapter, each control by key, mouse and touch: the stored picture and text of the setting.
+
+    Meanwhile no other host is asked for anything, and the page has nothing to complain of: `visit` counts both.
+    """
+    page = visit(f"notebooks/{stem}.html", has_touch=True)
+    assert page.locator("figure.frames").count() == len(frames.cells_of(stem))
     lab.SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    for width in (1280, 768, 390):
-        page.set_viewport_size({"width": width, "height": 900})
-        figure.scroll_into_view_if_needed()
-        page.screenshot(path=lab.SCREENSHOTS / f"site_{name}_{width}.png")
+    for name in frames.cells_of(stem):
+        about = stored(name)
+        figure, controls = sliders(page, name)
+        assert len(controls) == len(about["controls"])
+        for control, kept in zip(controls, about["controls"]):
+            assert figure.query_selector(f"label[for={control.get_attribute('id')}]").is_visible()
+            control.scroll_into_view_if_needed()
+            for move in (by_key, by_mouse, by_touch):
+                with changes(figure, about, f"{name}, {kept['label']} {move.__name__}"):
+                    move(page, control)
+        number = 0
+        for control, kept in zip(controls, about["controls"]):
+            number = number * len(kept["values"]) + place_of(control)[0]
+        assert figure.get_attribute("data-shown") == str(number)
+        for width in (1280, 768, 390):
+            page.set_viewport_size({"width": width, "height": 900})
+            figure.scroll_into_view_if_needed()
+            page.screenshot(path=lab.SCREENSHOTS / f"site_{name}_{width}.png")
+        page.set_viewport_size({"width": 1280, "height": 900})
 
 
 def test_panel_is_the_stored_picture(visit):
@@ -350,12 +408,12 @@ def test_panel_is_the_stored_picture(visit):
     page = visit(f"notebooks/{name}.html")
     figure, _ = sliders(page, name)
     settled(figure)
-    number, about = figure.get_attribute("data-shown"), json.loads((frames.FRAMES / name / "frames.json").read_text())
-    stored = np.asarray(Image.open(frames.FRAMES / name / f"{number}.webp").convert("L"), float)
+    number, about = figure.get_attribute("data-shown"), stored(name)
+    picture = np.asarray(Image.open(frames.FRAMES / name / f"{number}.webp").convert("L"), float)
     left = 0
     for (width, height), url in zip(about["panels"], pixels(figure).split()):
         drawn = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("L")
-        assert np.abs(np.asarray(drawn, float) - stored[:height, left : left + width]).max() <= 2
+        assert np.abs(np.asarray(drawn, float) - picture[:height, left : left + width]).max() <= 2
         left += width
 
 
@@ -409,6 +467,30 @@ def test_slides_move(visit, pages):
     page.wait_for_selector("section.present h2")
     page.wait_for_function("location.hash == '#/1'", timeout=30_000)  # written a moment after the slide has turned
     assert page.query_selector("section.present img").is_visible()
+
+
+def test_sliders_move_on_slides(visit, pages):
+    """Every slider cell of every deck moves by key, mouse and touch."""
+    if not build_site.REVEAL.is_dir():
+        pytest.skip("no reveal.js: make site brings it from npm")
+    page = visit("slides/03_aliasing.html", has_touch=True)
+    address, found = page.url.partition("slides/")[0], set()
+    for path in sorted((pages / "slides").glob("*.html")):
+        names = re.findall('data-cell="(.*?)"', path.read_text(encoding="utf-8"))
+        for name in names:
+            page.goto(f"{address}slides/{path.name}")
+            place = page.locator("section").evaluate_all(
+                "(all, n) => all.findIndex(s => s.innerHTML.includes(n))", name
+            )
+            page.goto(f"{address}slides/{path.name}#/{place}")
+            figure, controls = sliders(page, name, "section.present")
+            about = stored(name)
+            for control, kept in zip(controls, about["controls"]):
+                for move in (by_key, by_mouse, by_touch):
+                    with changes(figure, about, f"slides, {name}, {kept['label']} {move.__name__}"):
+                        move(page, control)
+        found |= set(names)
+    assert found == set(frames.MOVES)
 
 
 def test_search_finds(visit):
