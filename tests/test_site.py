@@ -500,10 +500,29 @@ def test_search_finds(visit):
     assert any("15_multicoil" in address for address in found)
 
 
+# the slides of a deck's print view that are larger than they may be, in words
+CUT = """() => [...document.querySelectorAll(".pdf-page")].flatMap((page, number) => {
+  const box = page.getBoundingClientRect(), seen = {visibilityProperty: true, opacityProperty: true};
+  const parts = [...page.querySelectorAll("section > :not(aside, script)")].filter(e => e.checkVisibility(seen));
+  const all = parts.flatMap(e => [e, ...e.querySelectorAll("table, svg, canvas")]);
+  const boxes = all.map(e => e.getBoundingClientRect());
+  const right = Math.max(...boxes.map(b => b.right - box.left)), low = Math.max(...boxes.map(b => b.bottom - box.top));
+  const said = `slide ${number + 1} is ${Math.round(right)} x ${Math.round(low)} in ${box.width} x ${box.height}`;
+  return right > box.width + 1 || low > box.height + 1 ? [said] : [];
+})"""
+
+
 def test_every_page_opens(visit, pages):
-    """No page asks another host or complains, all readers can use it, in light and in dark, and it fits a phone."""
+    """No page asks another host or complains, all readers can use it, in light and in dark, and it fits a phone.
+
+    Of slides, the print view has all on one page. Figures wider than a phone are moved sideways in their cells.
+    """
     page, found = visit("index.html", has_touch=True), []
     address = page.url.removesuffix("index.html")
+
+    def look(name, *words):
+        found.extend(", ".join([name, *words, obstacle]) for obstacle in lab.obstacles(page))
+
     for path in sorted(pages.rglob("*.html")):
         name = path.relative_to(pages).as_posix()
         if "_static" in path.parts:  # themes keep templates there
@@ -513,10 +532,15 @@ def test_every_page_opens(visit, pages):
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
             page.wait_for_function("s => (document.documentElement.dataset.theme ?? s) === s", arg=scheme)
-            found += [f"{name}, {scheme}: {obstacle}" for obstacle in lab.obstacles(page)]
+            look(name, scheme)
         page.set_viewport_size({"width": 390, "height": 844})
-        if (width := page.evaluate("document.documentElement.scrollWidth")) > 390:
-            found.append(f"{name} is {width} pixels wide on a phone")
+        look(name, "on a phone")
+        found += [f"{name}: {misfit}" for misfit in lab.misfits(page) if not misfit.startswith("wide picture")]
+        if name.startswith("slides/"):
+            page.goto(f"{address}{name}?view=print")
+            page.wait_for_function("() => document.querySelectorAll('.pdf-page').length > 2")
+            look(name, "all slides")
+            found += [f"{name}: {slide}" for slide in page.evaluate(CUT)]
     assert not found
 
 

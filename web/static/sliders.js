@@ -50,7 +50,7 @@ function revive(figure, number) {
   panels.className = "frames-panels";
   const rows = about.panels.length < 5 ? 1 : 2; // as in the notebook
   const first = about.panels.slice(0, Math.ceil(about.panels.length / rows));
-  panels.style.setProperty("--columns", first.map(([width]) => `${width}fr`).join(" ")); // all equally high
+  panels.style.setProperty("--columns", first.map(([width, height]) => `${width / height}fr`).join(" ")); // all equally high
   const drawn = about.panels.map(([width, height]) => {
     const panel = element("div", panels);
     const title = element("div", panel);
