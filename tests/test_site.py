@@ -402,6 +402,28 @@ def test_sliders_move(visit, stem):
         page.set_viewport_size({"width": 1280, "height": 900})
 
 
+def test_scans_of_another_size_are_drawn(browser, tmp_path):
+    """A setting whose panels have another size gets canvases of that size, and back."""
+    sizes = {"small": (8, 12), "large": (16, 20)}
+    frames.recorder(None, tmp_path / "f")(
+        lambda scan: ({"a": np.zeros(sizes[scan]), "b": np.ones(sizes[scan])}, scan),
+        scan=widgets.Dropdown(options=list(sizes), value="large"),
+    )
+    shutil.copy(mri.ROOT / "web" / "static" / "sliders.js", tmp_path)
+    figure = build_site.moving(tmp_path / "f", "f/{}.webp".format)
+    (tmp_path / "p.html").write_text(f"<!DOCTYPE html><title>p</title>{figure}<script src='sliders.js'></script>")
+    (tmp_path / "favicon.ico").touch()
+    with lab.static(tmp_path) as address, lab.offline(browser, address) as visit:
+        page = visit("p.html")
+        figure, (menu,) = sliders(page, "f")
+        for place, (height, width) in ((1, sizes["large"]), (0, sizes["small"]), (1, sizes["large"])):
+            menu.select_option(str(place))
+            page.wait_for_function("([f, n]) => f.dataset.shown === n", arg=[figure, str(place)])
+            drawn = [Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) for url in pixels(figure).split()]
+            assert [picture.size for picture in drawn] == [(width, height)] * 2
+            assert [np.asarray(picture.convert("L")).mean() for picture in drawn] == pytest.approx([0, 255], abs=3)
+
+
 def test_panel_is_the_stored_picture(visit):
     """A panel's pixels are those of the stored picture, read by another decoder."""
     name = "03_aliasing"
