@@ -313,6 +313,7 @@ def build() -> Path:
     add_slides(pages)
     for path in (pages / "_static").rglob("*.map"):  # of the theme's scripts: for its authors, and a third of all
         path.unlink()
+    shutil.rmtree(pages / "_static" / "locales", ignore_errors=True)  # the theme's words in other languages
     return pages
 
 

@@ -53,7 +53,7 @@ MOVES: dict[str, dict[str, list[Any] | None]] = {
     "05_evaluate": {"volume": None, "method": None},
     "05_evaluate-acceleration": {"acceleration": None, "volume": None},
     "06_beyond_unet": {"method": None, "acceleration": None},
-    "07_sampling_strategies": {"kind": None, "acceleration": [2, 3, 4, 5, 6, 8]},
+    "07_sampling_strategies": {"kind": None, "acceleration": [2, 4, 6, 8]},
     "09_metrics": {"acceleration": None, "blur": [0, 1, 2, 3]},
     "10_uncertainty": {"volume": None, "slice_number": None},
     "12_real_scans": {"acceleration": None, "method": None},
