@@ -273,7 +273,7 @@ def misfits(page):
       if (root.scrollWidth > wide) found.push(`the page is ${root.scrollWidth} wide, the screen ${wide}`);
       for (const e of document.querySelectorAll("body *")) {
         const box = e.getBoundingClientRect(), style = getComputedStyle(e);
-        if (!box.width || style.visibility == "hidden") continue;
+        if (!box.width || style.visibility == "hidden" || e.closest("mjx-assistive-mml")) continue;  // for ears only
         if (e.tagName == "IMG" && (box.left < 0 || box.right > wide)) found.push("wide picture: " + name(e));
         const own = [...e.childNodes].some(n => n.nodeType == Node.TEXT_NODE && n.textContent.trim());
         if (own && parseFloat(style.fontSize) < 12) found.push(`text of ${style.fontSize}: ` + name(e));

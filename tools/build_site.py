@@ -121,8 +121,8 @@ def moving(folder: Path, address: Callable[[int], str]) -> str:
     frame, text = about["frames"][number], json.dumps(about, ensure_ascii=False).replace("</", "<\\/")
     words = re.sub("<[^>]*>", " ", frame["text"])
     alt = html.escape(f"{', '.join(frame['titles'])}: {' '.join(words.split())}", quote=True)
-    width = sum(size[0] for size in about["panels"])
-    height = max(size[1] for size in about["panels"])
+    sizes = frame.get("panels", about["panels"])
+    width, height = sum(size[0] for size in sizes), max(size[1] for size in sizes)
     return (
         f'<figure class="frames" data-cell="{folder.name}"><script type="application/json">{text}</script>\n'
         f'<div class="frames-text">{frame["text"]}</div>\n'
@@ -313,6 +313,7 @@ def build() -> Path:
     add_slides(pages)
     for path in (pages / "_static").rglob("*.map"):  # of the theme's scripts: for its authors, and a third of all
         path.unlink()
+    shutil.rmtree(pages / "_static" / "locales", ignore_errors=True)  # the theme's words in other languages
     return pages
 
 

@@ -19,6 +19,7 @@ html_theme_options = {
     "use_download_button": False,
     "use_fullscreen_button": False,
     "show_toc_level": 2,
+    "footer_content_items": [],  # neither an author nor a licence's year to tell
     "navbar_persistent": [],  # the search field stands in the sidebar
 }
 html_context = {"default_mode": "auto"}  # dark or light, as the reader's system

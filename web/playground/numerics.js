@@ -27,74 +27,116 @@ function planOf(n) {
       m *= p;
       return wheel;
     });
-    plans.set(n, {n, start, stages, a: new Float64Array(n), b: new Float64Array(n)});
+    plans.set(n, {start, stages});
   }
   return plans.get(n);
 }
 
-const partRe = new Float64Array(64), partIm = new Float64Array(64); // of one butterfly
+let workRe = new Float64Array(0), workIm = workRe; // of transforms, kept from one to the next
 
-function butterflies({p, m, cos, sin}, a, b, n) {
-  const size = p * m;
-  for (let block = 0; block < n; block += size) {
+/** Room for n complex numbers, whatever they are. */
+function room(n) {
+  if (workRe.length < n) { workRe = new Float64Array(n); workIm = new Float64Array(n); }
+  return [workRe, workIm];
+}
+
+const [C1, C2, S1, S2] = [Math.cos, Math.sin].flatMap(of => [of(0.4 * Math.PI), of(0.8 * Math.PI)]);
+
+/** One stage for n rows of `wide` values, all columns at once: the twiddles of a row are the same for all of them. */
+function butterflies({p, m, cos, sin}, a, b, n, wide) {
+  const step = m * wide;
+  if (p !== 4 && p !== 5) return anyButterflies(p, m, cos, sin, a, b, n, wide);
+  for (let block = 0; block < n; block += p * m) {
     for (let k = 0; k < m; k++) {
-      const at = block + k;
+      const c1 = cos[k], s1 = sin[k], c2 = cos[2 * k], s2 = sin[2 * k], c3 = cos[3 * k], s3 = sin[3 * k];
+      const first = (block + k) * wide;
       if (p === 4) {
-        const i1 = at + m, i2 = i1 + m, i3 = i2 + m, c1 = cos[k], s1 = sin[k], c2 = cos[2 * k], s2 = sin[2 * k];
-        const c3 = cos[3 * k], s3 = sin[3 * k];
-        const xr = a[i1] * c1 - b[i1] * s1, xi = a[i1] * s1 + b[i1] * c1;
-        const yr = a[i2] * c2 - b[i2] * s2, yi = a[i2] * s2 + b[i2] * c2;
-        const zr = a[i3] * c3 - b[i3] * s3, zi = a[i3] * s3 + b[i3] * c3;
-        const sr = a[at] + yr, si = b[at] + yi, dr = a[at] - yr, di = b[at] - yi;
-        const tr = xr + zr, ti = xi + zi, ur = xi - zi, ui = zr - xr;
-        a[at] = sr + tr; b[at] = si + ti;
-        a[i1] = dr + ur; b[i1] = di + ui;
-        a[i2] = sr - tr; b[i2] = si - ti;
-        a[i3] = dr - ur; b[i3] = di - ui;
+        for (let i0 = first; i0 < first + wide; i0++) {
+          const i1 = i0 + step, i2 = i1 + step, i3 = i2 + step;
+          const xr = a[i1] * c1 - b[i1] * s1, xi = a[i1] * s1 + b[i1] * c1;
+          const yr = a[i2] * c2 - b[i2] * s2, yi = a[i2] * s2 + b[i2] * c2;
+          const zr = a[i3] * c3 - b[i3] * s3, zi = a[i3] * s3 + b[i3] * c3;
+          const sr = a[i0] + yr, si = b[i0] + yi, dr = a[i0] - yr, di = b[i0] - yi;
+          const tr = xr + zr, ti = xi + zi, ur = xi - zi, ui = zr - xr;
+          a[i0] = sr + tr; b[i0] = si + ti;
+          a[i1] = dr + ur; b[i1] = di + ui;
+          a[i2] = sr - tr; b[i2] = si - ti;
+          a[i3] = dr - ur; b[i3] = di - ui;
+        }
         continue;
       }
-      for (let r = 0; r < p; r++) {
-        const from = at + r * m, c = cos[r * k], s = sin[r * k];
-        partRe[r] = a[from] * c - b[from] * s;
-        partIm[r] = a[from] * s + b[from] * c;
-      }
-      for (let q = 0; q < p; q++) {
-        let x = partRe[0], y = partIm[0];
-        for (let r = 1; r < p; r++) {
-          const turn = q * r % p * m, c = cos[turn], s = sin[turn];
-          x += partRe[r] * c - partIm[r] * s;
-          y += partRe[r] * s + partIm[r] * c;
-        }
-        a[at + q * m] = x;
-        b[at + q * m] = y;
+      const c4 = cos[4 * k], s4 = sin[4 * k];
+      for (let i0 = first; i0 < first + wide; i0++) {
+        const i1 = i0 + step, i2 = i1 + step, i3 = i2 + step, i4 = i3 + step;
+        const wr = a[i1] * c1 - b[i1] * s1, wi = a[i1] * s1 + b[i1] * c1;
+        const xr = a[i2] * c2 - b[i2] * s2, xi = a[i2] * s2 + b[i2] * c2;
+        const yr = a[i3] * c3 - b[i3] * s3, yi = a[i3] * s3 + b[i3] * c3;
+        const zr = a[i4] * c4 - b[i4] * s4, zi = a[i4] * s4 + b[i4] * c4;
+        const ar = wr + zr, ai = wi + zi, br = xr + yr, bi = xi + yi;
+        const dr = wr - zr, di = wi - zi, er = xr - yr, ei = xi - yi;
+        const r0 = a[i0], j0 = b[i0];
+        const fr = r0 + C1 * ar + C2 * br, fi = j0 + C1 * ai + C2 * bi, gr = S1 * dr + S2 * er, gi = S1 * di + S2 * ei;
+        const hr = r0 + C2 * ar + C1 * br, hi = j0 + C2 * ai + C1 * bi, lr = S2 * dr - S1 * er, li = S2 * di - S1 * ei;
+        a[i0] = r0 + ar + br; b[i0] = j0 + ai + bi;
+        a[i1] = fr + gi; b[i1] = fi - gr;
+        a[i2] = hr + li; b[i2] = hi - lr;
+        a[i3] = hr - li; b[i3] = hi + lr;
+        a[i4] = fr - gi; b[i4] = fi + gr;
       }
     }
   }
 }
 
-/** The centred orthonormal transform of values that lie `stride` apart, in place; the inverse has re and im swapped. */
-function transform(plan, re, im, offset, stride) {
-  const {n, start, stages, a, b} = plan, scale = 1 / Math.sqrt(n);
-  for (let k = 0; k < n; k++) {
-    const from = offset + start[k] * stride;
-    a[k] = re[from];
-    b[k] = im[from];
-  }
-  for (const stage of stages) butterflies(stage, a, b, n);
-  for (let k = 0, from = n - (n >> 1); k < n; k++, from++) {
-    if (from === n) from = 0;
-    re[offset + k * stride] = a[from] * scale;
-    im[offset + k * stride] = b[from] * scale;
+function anyButterflies(p, m, cos, sin, a, b, n, wide) {
+  const partRe = new Float64Array(p), partIm = new Float64Array(p);
+  for (let block = 0; block < n; block += p * m) {
+    for (let k = 0; k < m; k++) {
+      for (let at = (block + k) * wide; at < (block + k + 1) * wide; at++) {
+        for (let r = 0; r < p; r++) {
+          const from = at + r * m * wide, c = cos[r * k], s = sin[r * k];
+          partRe[r] = a[from] * c - b[from] * s;
+          partIm[r] = a[from] * s + b[from] * c;
+        }
+        for (let q = 0; q < p; q++) {
+          let x = partRe[0], y = partIm[0];
+          for (let r = 1; r < p; r++) {
+            const turn = q * r % p * m, c = cos[turn], s = sin[turn];
+            x += partRe[r] * c - partIm[r] * s;
+            y += partRe[r] * s + partIm[r] * c;
+          }
+          a[at + q * m * wide] = x;
+          b[at + q * m * wide] = y;
+        }
+      }
+    }
   }
 }
 
 export const copy = x => ({...x, re: x.re.slice(), im: x.im.slice()});
 
-/** The transform along rows (the phase encode) or columns (the readout), in place; returns its argument. */
+/**
+ * The centred orthonormal transform along rows (the phase encode) or columns (the readout), in place; returns its
+ * argument. The inverse has re and im swapped. Rows are turned into columns on their way to the working room.
+ */
 export function along(axis, x, inverse) {
-  const {height, width} = x, rows = axis === "rows", plan = planOf(rows ? width : height);
+  const {height, width} = x, rows = axis === "rows", n = rows ? width : height, wide = rows ? height : width;
+  const {start, stages} = planOf(n), scale = 1 / Math.sqrt(n), [a, b] = room(n * wide);
   const [re, im] = inverse ? [x.im, x.re] : [x.re, x.im];
-  for (let k = 0; k < (rows ? height : width); k++) transform(plan, re, im, rows ? k * width : k, rows ? 1 : width);
+  const next = rows ? width : 1; // from a value to its neighbour that goes through the same transform
+  for (let k = 0, to = 0; k < n; k++) {
+    for (let c = 0, from = start[k] * (rows ? 1 : width); c < wide; c++, from += next, to++) {
+      a[to] = re[from];
+      b[to] = im[from];
+    }
+  }
+  for (const stage of stages) butterflies(stage, a, b, n, wide);
+  for (let k = 0; k < n; k++) {
+    let from = (k < n >> 1 ? k + n - (n >> 1) : k - (n >> 1)) * wide;
+    for (let c = 0, to = k * (rows ? 1 : width); c < wide; c++, from++, to += next) {
+      re[to] = a[from] * scale;
+      im[to] = b[from] * scale;
+    }
+  }
   return x;
 }
 
@@ -379,54 +421,67 @@ function ofSamples(mask, {height, width}) {
   return samples;
 }
 
-/** The k-space with nothing where the mask keeps nothing. */
-export function masked(kspace, mask) {
-  const result = copy(kspace);
-  ofSamples(mask, kspace).forEach((kept, k) => { if (!kept) result.re[k] = result.im[k] = 0; });
+/** The k-space with nothing where the mask keeps nothing, or (kept: 0) where it has measured something. */
+export function masked(kspace, mask, kept = 1) {
+  const result = copy(kspace), {re, im} = result, all = ofSamples(mask, kspace);
+  for (let k = 0; k < re.length; k++) if (all[k] !== kept) re[k] = im[k] = 0;
   return result;
 }
 
 export const zeroFilled = ifft2c;
-export const magnitude = ({re, im}) => re.map((x, k) => Math.sqrt(x * x + im[k] * im[k])); // Math.hypot is slow
 
-/** The k-space with nothing where the mask has measured something. */
-function unseen(kspace, mask) {
-  const result = copy(kspace);
-  ofSamples(mask, kspace).forEach((kept, k) => { if (kept) result.re[k] = result.im[k] = 0; });
+export function magnitude({re, im}) {
+  const result = new Float64Array(re.length);
+  for (let k = 0; k < re.length; k++) result[k] = Math.sqrt(re[k] * re[k] + im[k] * im[k]); // Math.hypot is slow
   return result;
 }
 
 /** The part of an image that no sample supports, as mri.unmeasured. */
-export const unmeasured = (image, mask) => ifft2c(unseen(fft2c(image), mask));
+export const unmeasured = (image, mask) => ifft2c(masked(fft2c(image), mask, 0));
+
+/**
+ * Of the unmeasured k-space of an image and of the truth, what is invented and what is lost, in place: column by
+ * column, what of the image is the truth's is taken from both.
+ */
+export function disentangle(guess, lost) {
+  const {height, width} = guess, shares = new Float64Array(width), powers = new Float64Array(width);
+  for (let y = 0, k = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, k++) {
+      shares[x] += lost.re[k] * guess.re[k] + lost.im[k] * guess.im[k];
+      powers[x] += lost.re[k] * lost.re[k] + lost.im[k] * lost.im[k];
+    }
+  }
+  for (let x = 0; x < width; x++) shares[x] /= Math.max(powers[x], Number.MIN_VALUE);
+  for (const part of ["re", "im"]) {
+    const mine = guess[part], own = lost[part];
+    for (let y = 0, k = 0; y < height; y++) {
+      for (let x = 0; x < width; x++, k++) {
+        const found = shares[x] * own[k];
+        mine[k] -= found;
+        own[k] -= found;
+      }
+    }
+  }
+}
 
 /** The unmeasured part of an image's error, column by column: what is lost of the truth, and what is invented. */
 export function lostAndInvented(image, truth, mask) {
-  const guess = unseen(fft2c(image), mask), lost = unseen(fft2c(truth), mask), {width} = image;
-  const products = new Float64Array(width), powers = new Float64Array(width);
-  for (let k = 0; k < lost.re.length; k++) {
-    products[k % width] += lost.re[k] * guess.re[k] + lost.im[k] * guess.im[k];
-    powers[k % width] += lost.re[k] ** 2 + lost.im[k] ** 2;
-  }
-  const shares = products.map((product, column) => product / Math.max(powers[column], Number.MIN_VALUE));
-  for (const part of ["re", "im"]) {
-    for (let k = 0; k < lost.re.length; k++) {
-      const found = shares[k % width] * lost[part][k];
-      guess[part][k] -= found;
-      lost[part][k] -= found;
-    }
-  }
+  const guess = masked(fft2c(image), mask, 0), lost = masked(fft2c(truth), mask, 0);
+  disentangle(guess, lost);
   return {lost: ifft2c(lost), invented: ifft2c(guess)};
 }
 
 /** The sum of all squared magnitudes. */
-export const energy = ({re, im}) => re.reduce((sum, x, k) => sum + x * x + im[k] * im[k], 0);
+export function energy({re, im}) {
+  let sum = 0;
+  for (let k = 0; k < re.length; k++) sum += re[k] * re[k] + im[k] * im[k];
+  return sum;
+}
 
 /** Data consistency: the measured samples put back into the k-space of an image. */
 export function keepMeasured(image, kspace, mask) {
-  const spectrum = fft2c(image);
-  ofSamples(mask, image).forEach((kept, k) => {
-    if (kept) { spectrum.re[k] = kspace.re[k]; spectrum.im[k] = kspace.im[k]; }
-  });
+  const spectrum = fft2c(image), {re, im} = spectrum, all = ofSamples(mask, image);
+  for (let k = 0; k < re.length; k++) if (all[k]) { re[k] = kspace.re[k]; im[k] = kspace.im[k]; }
   return ifft2c(spectrum);
 }
 
@@ -531,50 +586,59 @@ export async function throughNetwork(runs, kspace, mask) {
   return image;
 }
 
-/** The central columns of an image or a magnitude: [width] of `from`. */
-export function cropColumns(values, from, width) {
-  const left = (from - width) >> 1;
-  return values.filter((_, k) => k % from >= left && k % from < left + width);
-}
-
 // --- Metrics: of one slice, in fastMRI's conventions -----------------------------------------------------------------
 
-export function nmse(target, image) {
-  let error = 0, energy = 0;
-  target.forEach((x, k) => { error += (x - image[k]) ** 2; energy += x * x; });
-  return error / energy;
+/** The sum of all squared differences. */
+function squaredError(target, image) {
+  let sum = 0;
+  for (let k = 0; k < target.length; k++) sum += (target[k] - image[k]) * (target[k] - image[k]);
+  return sum;
 }
 
-export function psnr(target, image, range) {
-  const error = target.reduce((sum, x, k) => sum + (x - image[k]) ** 2, 0);
-  return 10 * Math.log10(range ** 2 * target.length / error);
+export const nmse = (target, image) => squaredError(target, image) / squaredError(target, new Float64Array(target.length));
+
+export const psnr = (target, image, range) =>
+  10 * Math.log10(range ** 2 * target.length / squaredError(target, image));
+
+/** Sums over all windows of side x side values, from left to right and down: (height - side + 1, width - side + 1). */
+function windows(values, width, side) {
+  const height = values.length / width, wide = width - side + 1, high = height - side + 1;
+  const rows = new Float64Array(height * wide), all = new Float64Array(high * wide);
+  for (let y = 0; y < height; y++) {
+    const first = y * width, to = y * wide;
+    let sum = 0;
+    for (let k = 0; k < side - 1; k++) sum += values[first + k];
+    for (let x = 0; x < wide; x++) {
+      sum += values[first + x + side - 1];
+      rows[to + x] = sum;
+      sum -= values[first + x];
+    }
+  }
+  for (let k = 0; k < side; k++) for (let x = 0; x < wide; x++) all[x] += rows[k * wide + x];
+  for (let at = wide; at < all.length; at++) all[at] = all[at - wide] + rows[at + (side - 1) * wide] - rows[at - wide];
+  return all;
 }
 
-/** Mean structural similarity: uniform window of 7x7, sample covariance, K = 0.01 and 0.03. */
-export function ssim(target, image, width, range, side = 7) {
-  const height = target.length / width, n = side * side, wide = width - side + 1, high = height - side + 1;
-  const sums = values => { // over all windows: along rows, then along columns
-    const rows = new Float64Array(height * wide), all = new Float64Array(high * wide);
-    for (let y = 0, at = 0; y < height; y++) {
-      for (let x = y * width; x < y * width + wide; x++) {
-        let sum = 0;
-        for (let k = x; k < x + side; k++) sum += values[k];
-        rows[at++] = sum;
-      }
+/**
+ * Mean structural similarity to a target, a function of the image: uniform window of 7x7, sample covariance,
+ * K = 0.01 and 0.03. What the target gives is computed once.
+ */
+export function similarity(target, width, range, side = 7) {
+  const n = side * side, c1 = (0.01 * n * range) ** 2, c2 = 0.03 ** 2 * n * (n - 1) * range ** 2;
+  const x = windows(target, width, side), squares = new Float64Array(target.length), products = squares.slice();
+  return image => {
+    for (let k = 0; k < target.length; k++) {
+      squares[k] = target[k] * target[k] + image[k] * image[k];
+      products[k] = target[k] * image[k];
     }
-    for (let at = 0; at < all.length; at++) {
-      let sum = 0;
-      for (let k = 0; k < side; k++) sum += rows[at + k * wide];
-      all[at] = sum;
+    const y = windows(image, width, side), xxyy = windows(squares, width, side), xy = windows(products, width, side);
+    let sum = 0;
+    for (let k = 0; k < x.length; k++) {
+      const both = x[k] * y[k], power = x[k] * x[k] + y[k] * y[k];
+      sum += (2 * both + c1) * (2 * (n * xy[k] - both) + c2) / ((power + c1) * (n * xxyy[k] - power + c2));
     }
-    return all;
+    return sum / x.length;
   };
-  const x = sums(target), y = sums(image);
-  const squares = sums(target.map((v, k) => v * v + image[k] * image[k]));
-  const products = sums(target.map((v, k) => v * image[k]));
-  const c1 = (0.01 * n * range) ** 2, c2 = 0.03 ** 2 * n * (n - 1) * range ** 2;
-  return x.reduce((sum, a, k) => {
-    const both = a * y[k], power = a * a + y[k] * y[k];
-    return sum + (2 * both + c1) * (2 * (n * products[k] - both) + c2) / ((power + c1) * (n * squares[k] - power + c2));
-  }, 0) / x.length;
 }
+
+export const ssim = (target, image, width, range, side = 7) => similarity(target, width, range, side)(image);

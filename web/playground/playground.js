@@ -31,8 +31,10 @@ function settings() {
 function update() {
   for (const slider of form.querySelectorAll("input[type=range]")) {
     const text = slider.name === "slice" ? heads.heads[controls.head.value].slices[slider.value] : slider.value;
-    slider.nextElementSibling.textContent = text + (slider.dataset.unit ?? "");
-    slider.setAttribute("aria-valuetext", slider.nextElementSibling.textContent);
+    const words = text + (slider.dataset.unit ?? ""), output = slider.nextElementSibling;
+    if (output.textContent === words) continue; // nothing to lay out anew
+    output.textContent = words;
+    slider.setAttribute("aria-valuetext", words);
   }
   if (running) { waiting = true; return; }
   running = true;
@@ -40,36 +42,44 @@ function update() {
   worker.postMessage(settings());
 }
 
-function paint(canvas, grey) {
-  const pen = canvas.getContext("2d"), picture = pen.createImageData(size, size);
-  for (let k = 0; k < size * size; k++) {
-    const [r, g, b] = grey(k);
-    picture.data.set([255 * r, 255 * g, 255 * b, 255], 4 * k);
+const pens = new Map(); // id of a canvas -> what draws on it, and its pixels
+
+/** Fill a canvas: `at` gives the colour of each pixel, by its number. */
+function paint(id, at) {
+  if (!pens.has(id)) {
+    const pen = $(id).getContext("2d"), picture = pen.createImageData(size, size);
+    pens.set(id, {pen, picture, pixels: new Uint32Array(picture.data.buffer)});
   }
+  const {pen, picture, pixels} = pens.get(id);
+  for (let k = 0; k < pixels.length; k++) pixels[k] = at(k);
   pen.putImageData(picture, 0, 0);
 }
 
-const same = value => [value, value, value];
+/** A colour as paint takes it; bytes stand in memory as red, green, blue, opacity. */
+const colour = (...rgb) => new Uint32Array(Uint8ClampedArray.of(...rgb, 255).buffer)[0];
+const table = of => Uint32Array.from({length: 256}, (_, level) => colour(...of(level)));
+const GREYS = table(level => [level, level, level]);
+const TAKEN = table(level => Array(3).fill(0.15 * 255 + 0.85 * level));
+const LEFT_OUT = table(level => [0.1 * level, 0.14 * level, 0.35 * level]);
+const CURSOR = colour(255, 153, 0);
 let cursor = size >> 1; // the line that keys move
 
 function paintKspace() {
-  const peak = shown.kspace.reduce((a, b) => Math.max(a, b)), focused = document.activeElement === $("kspace");
-  paint($("kspace"), k => {
-    const value = Math.max(0, 1 + Math.log10(Math.max(shown.kspace[k] / peak, 1e-4)) / 4);
-    const line = k % size, all = mask ?? shown.mask, taken = all[all.length === size ? line : k];
-    if (focused && line === cursor) return [1, 0.6, 0];
-    return taken ? same(0.15 + 0.85 * value) : [0.1 * value, 0.14 * value, 0.35 * value];
+  const levels = shown.greys.kspace, all = mask ?? shown.mask, lines = all.length === size;
+  const marked = document.activeElement === $("kspace") ? cursor : -1;
+  paint("kspace", k => {
+    const line = k % size;
+    if (line === marked) return CURSOR;
+    return (all[lines ? line : k] ? TAKEN : LEFT_OUT)[levels[k]];
   });
 }
 
 function show(result) {
-  const peak = heads.heads[controls.head.value].maximum;
   shown = result;
-  paint($("image"), k => same(result.image[k] / peak));
-  paint($("target"), k => same(result.target[k] / peak));
-  paint($("error"), k => same(3 * Math.abs(result.image[k] - result.target[k]) / peak));
-  paint($("guessed"), k => same(2 * result.guessed[k] / peak));
-  paint($("invented"), k => same(3 * result.invented[k] / peak));
+  for (const id of ["image", "target", "error", "guessed", "invented"]) {
+    const levels = result.greys[id];
+    paint(id, k => GREYS[levels[k]]);
+  }
   paintKspace();
   const taken = result.mask.reduce((a, b) => a + b), all = result.mask.length, noun = all > size ? "samples" : "lines";
   $("figures").textContent =

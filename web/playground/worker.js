@@ -79,37 +79,71 @@ async function start(name, cascades, told) {
   return runs;
 }
 
+let scanned = {}; // what does not hang on mask and method, for the last slice, lesion and noise
+
+/** The fully sampled scan: k-space with its noise and without, the true image's magnitude, greys of panels. */
+async function scan(settings) {
+  const {size, maximum, head, number, noise, lesion} = settings, key = JSON.stringify([head, number, noise, lesion]);
+  if (scanned.key === key) return scanned;
+  let clean = await slice(settings);
+  if (lesion.contrast) {
+    const image = mri.ifft2c(clean);
+    addLesion(image, lesion, maximum);
+    clean = mri.fft2c(image);
+  }
+  const kspace = noise ? mri.copy(clean) : clean, target = mri.magnitude(mri.ifft2c(clean));
+  if (noise) {
+    const random = new mri.RandomState(0), deviation = noise / 100 * maximum / Math.SQRT2;
+    for (const part of [kspace.re, kspace.im]) part.forEach((_, k) => { part[k] += deviation * random.normal(); });
+  }
+  const samples = mri.magnitude(kspace), peak = samples.reduce((a, b) => Math.max(a, b));
+  const logs = samples.map(x => Math.max(0, 1 + Math.log10(Math.max(x / peak, 1e-4)) / 4));
+  scanned = {
+    key, clean, kspace, target, ssim: mri.similarity(target, size, maximum),
+    greys: {target: grey(target, 1 / maximum), kspace: grey(logs, 1)},
+  };
+  return scanned;
+}
+
+/** Values as bytes: 0 is black, 1 / factor and more are white. */
+function grey(values, factor) {
+  const bytes = new Uint8ClampedArray(values.length);
+  for (let k = 0; k < bytes.length; k++) bytes[k] = 255 * factor * values[k];
+  return bytes;
+}
+
+/** The panels as bytes, row by row, and the figures of the line above them. */
 async function compute(settings, told) {
   const {size, method, maximum} = settings;
-  let kspace = await slice(settings);
   const mask = settings.mask ??
     mri.samplingMask(settings.kind, [size, size], settings.acceleration, settings.centerFraction, settings.seed);
   if (!mask.includes(1)) throw new RangeError("nothing is measured: take some lines");
   const runs = settings.cascades ? await network(method, settings.cascades, told) : [];
   const start = performance.now();
-  if (settings.lesion.contrast) {
-    const image = mri.ifft2c(kspace);
-    addLesion(image, settings.lesion, maximum);
-    kspace = mri.fft2c(image);
-  }
-  const truth = mri.ifft2c(kspace), target = mri.magnitude(truth);
-  if (settings.noise) {
-    const random = new mri.RandomState(0), deviation = settings.noise / 100 * maximum / Math.SQRT2;
-    for (const part of [kspace.re, kspace.im]) part.forEach((_, k) => { part[k] += deviation * random.normal(); });
-  }
-  const measured = mri.masked(kspace, mask);
+  const {clean, kspace, target, ssim, greys} = await scan(settings);
+  const measured = mri.masked(kspace, mask), linear = method === "zero_filled";
   const found =
-    method === "zero_filled" ? mri.zeroFilled(measured)
+    linear ? mri.zeroFilled(measured)
       : method === "tv" ? mri.totalVariation(measured, mask, 0.002, 60)
       : await mri.throughNetwork(runs, measured, mask);
   const image = mri.magnitude(found), milliseconds = performance.now() - start;
-  const guessed = mri.unmeasured(found, mask), {invented} = mri.lostAndInvented(found, truth, mask);
+  let share = 0, guessed = new Float64Array(image.length), invented = guessed; // zero filling guesses nothing
+  if (!linear) {
+    const spectrum = mri.fft2c(found), guess = mri.masked(spectrum, mask, 0), lost = mri.masked(clean, mask, 0);
+    share = mri.energy(guess) / Math.max(mri.energy(spectrum), Number.MIN_VALUE);
+    guessed = mri.magnitude(mri.ifft2c(guess));
+    mri.disentangle(guess, lost);
+    invented = mri.magnitude(mri.ifft2c(guess));
+  }
+  const error = image.map((value, k) => Math.abs(value - target[k]));
   return {
-    mask, target, image, kspace: mri.magnitude(kspace), milliseconds,
-    guessed: mri.magnitude(guessed), invented: mri.magnitude(invented),
-    share: mri.energy(guessed) / Math.max(mri.energy(found), Number.MIN_VALUE),
+    mask, milliseconds, share,
+    greys: {
+      ...greys, image: grey(image, 1 / maximum), error: grey(error, 3 / maximum),
+      guessed: grey(guessed, 2 / maximum), invented: grey(invented, 3 / maximum),
+    },
     acceleration: mri.effectiveAcceleration(mask),
-    ssim: mri.ssim(target, image, size, maximum),
+    ssim: ssim(image),
     psnr: mri.psnr(target, image, maximum),
     nmse: mri.nmse(target, image),
   };

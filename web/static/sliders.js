@@ -50,7 +50,7 @@ function revive(figure, number) {
   panels.className = "frames-panels";
   const rows = about.panels.length < 5 ? 1 : 2; // as in the notebook
   const first = about.panels.slice(0, Math.ceil(about.panels.length / rows));
-  panels.style.setProperty("--columns", first.map(([width]) => `${width}fr`).join(" ")); // all equally high
+  panels.style.setProperty("--columns", first.map(([width, height]) => `${width / height}fr`).join(" ")); // all equally high
   const drawn = about.panels.map(([width, height]) => {
     const panel = element("div", panels);
     const title = element("div", panel);
@@ -61,14 +61,15 @@ function revive(figure, number) {
 
   async function draw() {
     const frame = places.reduce((sum, place, axis) => sum * about.controls[axis].values.length + place, 0);
-    const {titles, text: words} = about.frames[frame];
+    const {titles, text: words, panels: sizes = about.panels} = about.frames[frame];
     figure.dataset.asked = frame;
     const image = titles.length ? await picture(frame) : null; // an impossible setting has a text only
     if (+figure.dataset.asked !== frame) return; // a later setting has overtaken this one
     text.innerHTML = words;
     let left = 0;
     if (image) drawn.forEach(({title, canvas}, place) => {
-      const {width, height} = canvas;
+      const [width, height] = sizes[place]; // scans may differ in their size
+      if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, {width, height});
       title.textContent = titles[place];
       canvas.setAttribute("aria-label", titles[place]);
       canvas.getContext("2d").drawImage(image, left, 0, width, height, 0, 0, width, height);
