@@ -24,9 +24,9 @@ CHECK = $(patsubst %,tests/test_%.py,house setup install fourier metrics propert
 	tests/test_training.py::test_files_of_the_run_folder tests/test_training.py::test_structure_of_metrics_json \
 	"tests/test_notebooks.py::test_runs_from_a_foreign_directory[01_load_kspace]"
 
-# a process per core, each with whole files of tests: what a file simulates and trains is made once; the files begin in
-# the order of tests/conftest.py, not those with most tests first
-SIDE_BY_SIDE = -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# several processes (how many: tests/conftest.py), each with whole files of tests: what a file simulates and trains is
+# made once; the files begin in the order of tests/conftest.py, not those with most tests first
+SIDE_BY_SIDE = -n auto --dist loadfile --no-loadscope-reorder
 
 demo: setup
 	$(BIN)/python train.py --resume

@@ -28,6 +28,11 @@ def pytest_configure(config):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(QUICK), os.environ.get("PYTHONPATH")]))
 
 
+def pytest_xdist_auto_num_workers():
+    """Processes for `-n auto`: one more than cores, since tests in the browser and of programs wait half of their time."""
+    return min((os.cpu_count() or 1) + 1, 4)
+
+
 NETWORK_ARGUMENTS = (
     *("inner", "cascades", "consistency", "shared", "features", "levels", "stages", "dropout"),
     *("start", "frames", "sensitivities"),
