@@ -29,7 +29,7 @@ def pytest_configure(config):
 
 
 def pytest_xdist_auto_num_workers():
-    """Processes for `-n auto`: one more than cores, since tests in the browser and of programs wait half of their time."""
+    """For `-n auto`, one more than cores: tests in the browser and of programs wait half of their time."""
     return min((os.cpu_count() or 1) + 1, 4)
 
 
