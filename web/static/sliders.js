@@ -23,6 +23,10 @@ function revive(figure, number) {
 
   const controls = document.createElement("div");
   controls.className = "frames-controls";
+  controls.dataset.preventSwipe = ""; // on a slide a finger moves them, and does not turn to the next
+  controls.addEventListener("keydown", event => { // so do keys
+    if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation();
+  });
   const places = about.controls.map(control => control.start);
   about.controls.forEach((control, axis) => {
     const id = `frames-${number}-${axis}`;
