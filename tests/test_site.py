@@ -131,26 +131,6 @@ def test_scans_of_another_size_keep_it(tmp_path):
     assert 'width="40" height="16"' in build_site.moving(tmp_path / "f", "{}.webp".format)  # the notebook's own
 
 
-def test_cells_that_a_slider_cell_needs():
-    """Names are followed backwards: through functions, changes of contents and calls; what is bound anew ends there."""
-    sources = [
-        "import numpy as np",  # 0: always
-        "kept, rows = {}, []",  # 1: for 4, which fills kept
-        "x = np.zeros(3)",  # 2: 3 binds x anew
-        "x = np.ones(3)",  # 3: for 4
-        "def keep(name):\n    kept[name] = x.sum()\n\n\nfor name in 'ab':\n    keep(name)",
-        "for name, value in kept.items():\n    rows.append(value)\nrows[-1].show()",  # 5: a table
-        "keep('c')",  # 6: fills kept, too
-        "y = [x + z for z in range(3)]\ny.append(1)",  # 7: nobody reads y
-        "scale = 2",  # 8: for the function of 9
-        "def update(name):\n    rows = kept[name] * scale\n    return rows",
-        "mri.explore(update, name=0)",
-        "scale = 3",  # 11: after the slider
-    ]
-    assert frames.needed(sources, [10]) == [0, 1, 3, 4, 6, 8, 9, 10]
-    assert frames.needed(["a = 1", "a.b = 2", "c = a", "a = 3", "d = 4"], [2]) == [0, 1, 2]
-
-
 def test_values_of_controls():
     assert frames.values_of(widgets.FloatSlider(value=0.1, min=0.1, max=0.4, step=0.1)) == {
         "0.10": 0.1,

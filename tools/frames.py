@@ -2,26 +2,22 @@
 
 usage: python tools/frames.py [NAME.ipynb ...]      (default: all those of MOVES)
 
-Of each notebook the slider cells of MOVES are executed, and what they need of the cells before them, but nothing is
-written into it; where it calls mri.explore, the pictures of all settings that MOVES names are drawn and stored in
-notebooks/frames/NAME: frames.json, and one small picture per setting. tools/build_site.py puts them into the pages of
-the site. A notebook whose slider cell or data has changed needs its frames anew.
+Each notebook is executed as far as its last slider cell of MOVES, but not written; where it calls mri.explore, the
+pictures of all settings that MOVES names are drawn and stored in notebooks/frames/NAME: frames.json, and one small
+picture per setting. tools/build_site.py puts
+them into the pages of the site. A notebook whose slider cell or data has changed needs its frames anew.
 """
 
 from __future__ import annotations
 
-import ast
-import dis
 import html
 import io
 import itertools
 import json
-import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
 import nbformat
@@ -32,8 +28,6 @@ from PIL import Image
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 FRAMES = FOLDER / "frames"
 MOST = 80  # frames of a slider cell: they are files, and a reader's browser loads them all
-SLIDERS = re.compile(r"mri\.(explore|playground)\(")  # calls that show sliders
-SLIDERS = re.compile(r"mri\.(explore|playground)\(")  # calls that show sliders
 QUALITY = 60  # of the WebP pictures; the lines of a mask stay sharp
 
 # slider cell -> the controls, one or two, that move on its page, each with its values (None: all that the control has).
@@ -180,133 +174,20 @@ def watch(stem: str) -> None:
     mri.explore = mri_parts.playground.explore = watched
 
 
-def _reads(code: CodeType, functions: bool) -> set[str]:
-    """The global names that compiled code reads when it runs, or those that its functions read when they are called."""
-    found = set()
-    if not functions:
-        found = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_NAME", "LOAD_GLOBAL")}
-    for part in (constant for constant in code.co_consts if isinstance(constant, CodeType)):
-        if part.co_name in ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"):
-            found |= _reads(part, functions)
-        elif functions:
-            found |= _reads(part, False) | _reads(part, True)
-    return found
-
-
-def _names(*targets: ast.AST) -> set[str]:
-    """The names that targets of an assignment bind: x, or x and y of (x, y), but not those of x[0]."""
-    parts = [part for t in targets for part in (t.elts if isinstance(t, ast.Tuple | ast.List) else [t])]
-    flat = {part.id for part in parts if isinstance(part, ast.Name)}
-    return flat.union(*(_names(part) for part in parts if isinstance(part, ast.Tuple | ast.List)))
-
-
-def _changes(node: ast.AST) -> Iterator[str]:
-    """The names that a piece of a cell binds or whose contents it changes: x = 1, x[0] = 1, x.a = 1, x.append(1)."""
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        yield node.name
-    elif isinstance(node, ast.Import | ast.ImportFrom):
-        yield from ((alias.asname or alias.name).partition(".")[0] for alias in node.names)
-    elif not isinstance(node, ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
-        target: Any = node if isinstance(getattr(node, "ctx", None), ast.Store | ast.Del) else None
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            target = node.value.func if isinstance(node.value.func, ast.Attribute) else None
-        while isinstance(target, ast.Attribute | ast.Subscript):
-            target = target.value
-        if isinstance(target, ast.Name):
-            yield target.id
-        for child in ast.iter_child_nodes(node):
-            yield from _changes(child)
-
-
-class Names:
-    """What a code cell does to names.
-
-    Attributes:
-        imports: modules, and what is taken from them.
-        reads: as earlier cells have left them, by its functions as well.
-        later: read by its functions, perhaps as later cells have left them.
-        changes: bound, or changed in their contents.
-        effects: function -> the global names whose contents it changes.
-        binds: those of `changes` that it sets anew, whatever they were.
-    """
-
-    def __init__(self, source: str) -> None:
-        self.imports, self.reads, self.later, self.changes = (set[str]() for _ in range(4))
-        self.effects: dict[str, set[str]] = {}
-        self.binds = self._follow(ast.parse(source).body, set())
-
-    def _follow(self, statements: Sequence[ast.stmt], bound: set[str]) -> set[str]:
-        """Note what statements do after some names were bound in the cell; returns all names that are bound then."""
-        bound = set(bound)
-        for statement in statements:
-            whole: ast.AST = statement
-            if isinstance(statement, ast.For):  # the body one by one: it may bind what it reads
-                whole = ast.fix_missing_locations(ast.Expr(ast.Tuple([statement.iter], ast.Load())))
-                self.changes |= set(_changes(statement.target))
-                self._follow(statement.body + statement.orelse, bound | _names(statement.target))
-            code = compile(ast.Module([whole], []), "cell", "exec")
-            self.later |= _reads(code, True)
-            self.reads |= (_reads(code, False) | _reads(code, True)) - bound
-            self.changes |= set(_changes(whole))
-            if isinstance(statement, ast.Import | ast.ImportFrom):
-                self.imports |= set(_changes(statement))
-            elif isinstance(statement, ast.FunctionDef | ast.ClassDef):
-                bound.add(statement.name)
-                inside = {name for part in statement.body for name in _changes(part)}
-                self.effects[statement.name] = inside & _reads(code, True)  # its own names are no globals
-                self.changes |= self.effects[statement.name]  # it may be called here
-            elif isinstance(statement, ast.Assign | ast.AnnAssign):
-                bound |= _names(*(statement.targets if isinstance(statement, ast.Assign) else [statement.target]))
-        return bound
-
-
-def needed(sources: Sequence[str], wanted: Sequence[int]) -> list[int]:
-    """The numbers of those cells whose work some cells show, and of these, in order.
-
-    A cell is needed where it imports, where a later needed cell reads what it leaves in a name, and where a function
-    of a needed cell reads a name that it changes; that its functions change, too. What a function does to its
-    arguments is not seen: chapters that have such functions need a look at their frames.
-
-    Args:
-        sources: of all code cells.
-        wanted: numbers of cells.
-    """
-    cells = [Names(source) for source in sources]
-    modules = set[str]().union(*(cell.imports for cell in cells))
-    effects = {function: names for cell in cells for function, names in cell.effects.items()}
-    for cell in cells:
-        cell.changes |= set[str]().union(*(effects.get(name, ()) for name in cell.reads))
-    found = {number for number in range(max(wanted)) if cells[number].imports}
-    waiting = [*wanted, *found]
-    while waiting:
-        user = waiting.pop()
-        found.add(user)
-        later = cells[user].later - modules
-        more = {number for number in range(user, max(wanted)) if cells[number].changes & later}
-        for name in cells[user].reads - modules:
-            for number in reversed(range(user)):
-                if name in cells[number].changes:
-                    more.add(number)
-                if name in cells[number].binds:
-                    break
-        waiting += more - found
-    return sorted(found)
-
-
 def store(path: Path) -> str:
-    """Execute what the slider cells of one notebook need and store their frames; returns a line about them."""
+    """Execute one notebook as far as its last slider cell and store their frames; returns a line about them."""
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    sources = [cell.source for cell in notebook.cells]
-    chosen = needed(sources, [number for number, source in enumerate(sources) if SLIDERS.search(source)])
     first = f"""import sys; sys.path[:0] = [{str(FOLDER.parent)!r}, {str(Path(__file__).parent)!r}]
 import frames; frames.watch({path.stem!r})"""
-    notebook.cells = [nbformat.v4.new_code_cell(first), *(notebook.cells[number] for number in chosen)]
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(first))
     folders = [FRAMES / name for name in cells_of(path.stem)]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
     client = NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": str(FOLDER)}})
-    client.execute()
+    with client.setup_kernel():
+        for number, cell in enumerate(notebook.cells):
+            if not all(folder.exists() for folder in folders):
+                client.execute_cell(cell, number)
     sizes = [[file.stat().st_size for file in folder.iterdir()] for folder in folders]  # frames.json and the pictures
     return f"{path.stem}: " + ", ".join(f"{len(s) - 1} pictures of {sum(s) / 1e3:.0f} kB" for s in sizes)
 
