@@ -54,6 +54,7 @@ MOVES: dict[str, dict[str, list[Any] | None]] = {
     "12_real_scans-scans": {"scan": None, "method": None},
     "13_super_resolution": {"method": None, "slice_index": None},
     "14_dynamic_cine": {"frame": None},
+    "14_dynamic_cine-acceleration": {"acceleration": None, "moment": [0, 2, 4, 6, 8, 10]},
     "15_multicoil": {"acceleration": None, "coils": [1, 2, 4, 8]},
     "16_what_fits": {"towards": None, "amount": [0, 0.5, 1, 1.5, 2]},
     "16_what_fits-lesion": {"amount": None, "mask": None},
