@@ -355,7 +355,7 @@ def wavelet_transform(x: Tensor, wavelet: str = "db4", levels: int = 3, inverse:
     Returns:
         the coefficients (or the image), same shape and dtype.
     """
-    low = torch.tensor(choose(WAVELETS, wavelet, "wavelet"), dtype=x.dtype, device=x.device)
+    low = torch.tensor(choose(WAVELETS, wavelet, "wavelet"), dtype=torch.float64)
     high = low.flip(0).clone()
     high[1::2] *= -1
     taps = torch.stack([low, high]).unflatten(-1, (-1, 2)).transpose(0, 1).tolist()  # of pair j: [[.., ..], [.., ..]]

@@ -362,7 +362,7 @@ def test_every_slider_cell_of_a_chapter_moves():
         found = [match for figure in figures for match in re.findall('data-cell="(.*?)"', figure)]
         assert sorted(found) == sorted(drawn(path.stem)), f"{path.stem}: {names}"
         every = len(frames.cells_of(path.stem))
-        assert every == len(names) == sum(bool(frames.SLIDERS.search(cell.source)) for cell in cells)
+        assert every == len(names) == sum(bool(lab.SLIDERS.search(cell.source)) for cell in cells)
 
 
 @pytest.mark.parametrize("stem", dict.fromkeys(name.partition("-")[0] for name in DRAWN))
