@@ -402,6 +402,24 @@ def test_modl_changes_only_what_the_coils_leave_open():
     assert errors[0] > 0.05 and errors[2] < 0.02 and errors == sorted(errors, reverse=True)
 
 
+def test_modl_goes_on_from_total_variation():
+    """Before training: total variation with the same maps, then SENSE that stays near it; no weight of a start."""
+    kspace = mri.crop_readout(mri.simulate_head(4, slices=1, matrix=64, width=64, coils=6)[0][0], 64)
+    mask = grid(4, 16, 64)
+    A = mri.Acquisition(mask, mri.espirit_maps(kspace * mask, mask, grid=48))
+    few, many = (mri.total_variation(kspace * mask, A, 0.002, steps) for steps in (15, 120))
+    assert mri.psnr(many.abs()[None], few.abs()[None]) > 50, "fifteen iterations are not enough"
+    network = mri.build_model("modl(features=4, cascades=1, start='tv')")
+    image = mri.sense(kspace * mask, A, network.sense_weight.exp(), 6, prior=few)
+    expected = mri.keep_measured(A.spread(image), kspace * mask, mask, network.step.sigmoid())
+    with torch.no_grad():
+        result = network((kspace * mask)[None], mask.expand(1, 1, 1, 64), (64, 64))
+    torch.testing.assert_close(result[0], mri.rss(expected), atol=1e-5 * float(result.max()), rtol=0)
+    assert not hasattr(network, "start_weight")
+    with pytest.raises(mri.BadInput, match="unknown start 'phase_tv'.*sense, tv"):
+        mri.build_model("modl(start='phase_tv')")
+
+
 @pytest.mark.parametrize("name", ["varnet", "modl"])
 def test_variational_network_symmetries(name, request, random):
     """The coils have no order, the units no meaning; the slices of a batch do not mix."""
