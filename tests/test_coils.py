@@ -416,7 +416,7 @@ def test_modl_goes_on_from_total_variation():
         result = network((kspace * mask)[None], mask.expand(1, 1, 1, 64), (64, 64))
     torch.testing.assert_close(result[0], mri.rss(expected), atol=1e-5 * float(result.max()), rtol=0)
     assert not hasattr(network, "start_weight")
-    with pytest.raises(mri.BadInput, match="unknown start 'phase_tv'.*sense, tv"):
+    with pytest.raises(mri.BadInput, match=r"unknown start 'phase_tv'.*sense, tv"):
         mri.build_model("modl(start='phase_tv')")
 
 
