@@ -325,7 +325,7 @@ def _sense_images(kspace: Tensor, mask: Tensor, weight: float) -> Tensor:
 
 def _tv_sense_images(kspace: Tensor, mask: Tensor, weight: float) -> Tensor:
     A = Acquisition(mask, sensitivity_maps(kspace, mask))
-    return A.spread(total_variation(kspace, A, weight, 30))
+    return A.spread(total_variation(kspace, A, weight, 60))
 
 
 # Slice by slice: (k-space (coils, H, W), mask, weight) -> coil images; and the weights that tune tries.
@@ -414,6 +414,8 @@ class VariationalNetwork(Unrolled):
         consistency: of Unrolled, or sense.
         sensitivities: learned or espirit.
         start: one of STARTS, as it is called.
+        phase_width: of the window that smooths the first image's phase, which is taken out before the networks. That
+            image is nearly complete, so that its phase is known beyond the centre of k-space.
         others: see Unrolled.
     """
 
@@ -429,9 +431,10 @@ class VariationalNetwork(Unrolled):
         shared: bool = False,
         sensitivities: str = "learned",
         start: str = "sense",
+        phase_width: float = 0.02,
         **settings: Any,
     ) -> None:
-        super().__init__(inner, cascades, consistency, shared, start=start, **settings)
+        super().__init__(inner, cascades, consistency, shared, start=start, phase_width=phase_width, **settings)
         choose({"learned": None, "espirit": None}, sensitivities, "sensitivities")
         if start == "sense":
             self.start_weight = nn.Parameter(torch.tensor(math.log(0.01)))

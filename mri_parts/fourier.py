@@ -100,15 +100,20 @@ def squared_frequency(kspace: Tensor) -> Tensor:
     return rows[:, None] ** 2 + columns**2
 
 
-def smooth_phase(kspace: Tensor) -> Tensor:
+def smooth_phase(kspace: Tensor, width: float = 0.02) -> Tensor:
     """The slowly varying phase of the image, from the centre of k-space: (..., H, W) -> unit complex.
 
     The centre is sampled under every mask, so the phase of the low-resolution image is known (the
     first step of homodyne reconstruction: Noll, Nishimura and Macovski 1991, IEEE TMI 10(2)). With it
     removed, the image is almost real: a network need not learn the same anatomy at every phase, and a penalty on the
     imaginary part costs next to nothing.
+
+    Args:
+        kspace: (..., H, W) complex.
+        width: standard deviation of the Gaussian window, as a share of either axis. Where more than the centre is
+            known, a wider one follows the quick phase near the air of the sinuses.
     """
-    window = torch.exp(-0.5 * squared_frequency(kspace) / 0.02**2)  # 2 % of either axis
+    window = torch.exp(-0.5 * squared_frequency(kspace) / width**2)
     low = ifft2c(kspace * window)
     return torch.polar(torch.ones_like(low.real), low.angle())  # 1 where low is 0
 

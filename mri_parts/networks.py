@@ -329,6 +329,7 @@ class Unrolled(nn.Module):
             (Putzky and Welling 2017, arXiv 1706.04008).
         start: one of STARTS, as it is called: the first image. What a classical method has found already need not be
             learned, and away from the training data it is what remains.
+        phase_width: of smooth_phase, which is taken out before the networks.
         settings: arguments of the inner network.
     """
 
@@ -346,6 +347,7 @@ class Unrolled(nn.Module):
         shared: bool = False,
         memory: int = 0,
         start: str = "zero_filled",
+        phase_width: float = 0.02,
         **settings: Any,
     ) -> None:
         super().__init__()
@@ -355,7 +357,9 @@ class Unrolled(nn.Module):
         for argument in options:
             choose(_defaults(function), argument, f"argument of start {name}")
         self.start = partial(function, **options)
-        self.cascades, self.consistency, self.memory = cascades, consistency, memory
+        if not 0 < phase_width <= 1:
+            raise BadInput(f"phase_width {phase_width}: give a share of k-space, above 0 and up to 1")
+        self.cascades, self.consistency, self.memory, self.phase_width = cascades, consistency, memory, phase_width
         channels = 2 + memory
         self.networks = nn.ModuleList(
             inner_network(inner, channels, channels, self.inner_axes, **settings)
@@ -384,7 +388,7 @@ class Unrolled(nn.Module):
         holds for each coil.
         """
         image = A.spread(seen) if start is None else start
-        phase = smooth_phase(kspace if A.maps is None else fft2c(seen))
+        phase = smooth_phase(kspace if A.maps is None else fft2c(seen), self.phase_width)
         scale = seen.abs().flatten(1).amax(1).reshape(-1, *[1] * (seen.ndim - 1)) * phase
         kept = as_channels(seen).new_zeros(len(seen), self.memory, *seen.shape[1:])
         for cascade in range(self.cascades):

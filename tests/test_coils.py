@@ -420,6 +420,23 @@ def test_modl_goes_on_from_total_variation():
         mri.build_model("modl(start='phase_tv')")
 
 
+def test_a_wider_window_follows_a_quick_phase():
+    """What the networks of MoDL are shown is real where the window holds the phase, and has the phase itself else."""
+    kspace = mri.crop_readout(mri.simulate_head(4, slices=1, matrix=64, width=64, coils=6, noise=0)[0][0], 64)
+    waves = torch.exp(2j * math.pi * torch.sin(2 * math.pi * 4 * torch.arange(64) / 64))  # up to 25 cycles
+    kspace, mask = mri.fft2c(mri.ifft2c(kspace) * waves), torch.ones(1, 1, 1, 64, dtype=torch.bool)
+    for width, low, high in ((0.02, 0.0, 0.8), (0.3, 0.95, 1.0)):
+        network = mri.build_model(f"modl(features=4, cascades=1, phase_width={width})")
+        shown = []
+        network.networks[0].register_forward_pre_hook(lambda module, given, shown=shown: shown.append(given[0]))
+        with torch.no_grad():
+            network(kspace[None], mask, (64, 64))
+        energy = shown[0].square().sum((0, 2, 3))
+        assert low < float(energy[0] / energy.sum()) <= high
+    with pytest.raises(mri.BadInput, match="phase_width 0: give a share"):
+        mri.build_model("modl(phase_width=0)")
+
+
 @pytest.mark.parametrize("name", ["varnet", "modl"])
 def test_variational_network_symmetries(name, request, random):
     """The coils have no order, the units no meaning; the slices of a batch do not mix."""
