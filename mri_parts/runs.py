@@ -466,7 +466,8 @@ def _compare_volume(val_set: SliceDataset, index: int, images: Mapping[str, Sequ
         labels = [f"{label}, frame {f}" for label, frames in zip(labels, targets) for f in range(len(frames))]
     target = torch.cat([t.reshape(-1, *t.shape[-2:]) for t in targets])
     middle = len(target) // 2
-    figure = compare(target[middle], {name: stack[index][middle] for name, stack in images.items()}, volume.maximum)
+    shown = {name: stack[index][middle] for name, stack in images.items()}
+    figure = compare(target[middle], shown, volume.maximum, width=6.4)
     figure.suptitle(f"{volume.path.stem}, {labels[middle]}", fontsize=9)
     return figure
 
