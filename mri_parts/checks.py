@@ -317,7 +317,8 @@ def _off_centre(
     band = kspace[..., max(peaks[0] - 32, 0) : peaks[0] + 32, :]  # which holds nearly all of the energy
     values = torch.view_as_real(band.contiguous()).reshape(-1)
     energy = float(values @ values)
-    turned = [float(values[2 * n :] @ values[: -2 * n]) < -0.2 * energy for n in (width, 1)]
+    far_out = [float(values[2 * n :] @ values[: -2 * n]) < -0.2 * energy for n in (width, 1)]
+    turned = [far and _at_both_edges(kspace, axis) for far, axis in zip(far_out, (-2, -1))]
     if any(turned):
         axes = tuple(axis for axis, true in zip((-2, -1), turned) if true)
         yield Finding(
@@ -331,6 +332,14 @@ def _off_centre(
             "swap the last two axes: H is the readout",
             alarm=True,
         )
+
+
+def _at_both_edges(kspace: Tensor, axis: int) -> bool:
+    """Whether the image is bright at both of its edges along an axis; a neck or a shoulder is at one of them."""
+    profile = ifft2c(kspace).abs().square().movedim(axis, -1).flatten(0, -2).sum(0)
+    eighth = max(len(profile) // 8, 1)
+    ends = sorted([float(profile[:eighth].sum()), float(profile[-eighth:].sum())])
+    return ends[0] > 0.25 * ends[1]
 
 
 def _moved_or_cut(power: Tensor, off: int, where: str, low: int) -> Finding:

@@ -378,6 +378,8 @@ def save_run(
 ) -> None:
     """Write figures/*.png, reconstructions/*.h5 (in the format of fastMRI's evaluation) and metrics.json.
 
+    The figures of a volume show the reference, the first method, the best of the others by SSIM, and the network.
+
     Args:
         folder: of the run.
         metrics: what summarize_run returned; written last, so that it marks a complete run.
@@ -393,7 +395,11 @@ def save_run(
     quality = [metrics["per_volume"][v.path.name][network]["ssim"] for v in val_set.volumes]
     order = np.argsort(quality)
     picks = {"worst": order[0], "median": order[len(order) // 2], "best": order[-1]}
-    figures = {name: _compare_volume(val_set, int(i), images) for name, i in picks.items()}
+    start, *between = list(images)[:-1]
+    # four pictures stand in one row: of the methods between, the best
+    rivals = sorted(between, key=lambda name: metrics["methods"][name]["ssim"]["mean"])[-1:]
+    shown = {name: images[name] for name in (start, *rivals, network)}
+    figures = {name: _compare_volume(val_set, int(i), shown) for name, i in picks.items()}
     figures["curves"] = show_curves(history)
     for name, figure in figures.items():
         save_figure(figure, folder / "figures" / f"{name}.png")
@@ -460,7 +466,8 @@ def _compare_volume(val_set: SliceDataset, index: int, images: Mapping[str, Sequ
         labels = [f"{label}, frame {f}" for label, frames in zip(labels, targets) for f in range(len(frames))]
     target = torch.cat([t.reshape(-1, *t.shape[-2:]) for t in targets])
     middle = len(target) // 2
-    figure = compare(target[middle], {name: stack[index][middle] for name, stack in images.items()}, volume.maximum)
+    shown = {name: stack[index][middle] for name, stack in images.items()}
+    figure = compare(target[middle], shown, volume.maximum, width=6.4)
     figure.suptitle(f"{volume.path.stem}, {labels[middle]}", fontsize=9)
     return figure
 

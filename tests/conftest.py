@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import runpy
 from pathlib import Path
 
@@ -37,6 +38,18 @@ NETWORK_ARGUMENTS = (
     *("inner", "cascades", "consistency", "shared", "features", "levels", "stages", "dropout"),
     *("start", "frames", "sensitivities"),
 )
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """`--dist loadfile`, but the notebooks in the browser, more than any other file takes, go to two processes."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class InFilesAndHalves(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            chapter = re.search(r"test_browser.py::.*\[(\d+)_", nodeid)
+            return super()._split_scope(nodeid) + (f" {int(chapter[1]) % 2}" if chapter else "")
+
+    return InFilesAndHalves(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def as_given(changes, model="unet"):

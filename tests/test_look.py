@@ -174,6 +174,15 @@ def test_missing_shifts_are_told_apart(head, found, axes):
     assert len(both) == 2 and "order of the FFT" in both[0].what and "cut in parts" in both[1].what
 
 
+@pytest.mark.parametrize("axis", [-2, -1])
+def test_a_neck_at_one_edge_is_no_missing_shift(head, found, axis):
+    image = mri.ifft2c(head)
+    neck = torch.zeros_like(image).movedim(axis, 0)
+    third = len(neck) // 3
+    neck[:third] = image.movedim(axis, 0)[third : 2 * third]  # all of the signal leaves the image at one side
+    assert not [one for one in found(mri.fft2c(neck.movedim(0, axis))) if "cut in parts" in one.what]
+
+
 def test_the_advice_mends(head, found):
     assert found(np.fft.fftshift(torch.fft.ifftshift(head, dim=(-2, -1)).numpy(), axes=(-2, -1))) == []
     cut = head[..., 26:]
