@@ -71,6 +71,9 @@ METHOD_STYLES: dict[str, tuple[str, int]] = {
     "varnet": ("variational network", 0),
     "modl": ("MoDL", 2),
     "rss_unet": ("U-Net on coil images", 0),
+    # means of two images, or of mirrored ones
+    "unrolled_tv_mirrored": ("unrolled, from total variation, mirrored", 4),
+    "modl+tv_sense": ("mean of MoDL and TV-SENSE", 5),
 }
 
 

@@ -780,3 +780,32 @@ def test_other_masks_than_partial_fourier_are_refused(columns):
             method(torch.ones(8, 16, dtype=torch.complex64), mask)
         with pytest.raises(mri.BadInput, match=r"give a mask \(.., 1, W\)"):
             method(torch.ones(8, 16, dtype=torch.complex64), torch.ones(8, 16, dtype=torch.bool))
+
+
+def test_the_mean_of_methods(random):
+    """Complex where all are; of magnitudes else, since a phase would be lost in one of them only."""
+    kspace, mask = random(1, 6, 8), torch.ones(1, 1, 8, dtype=torch.bool)
+    half, magnitude = (lambda k, m, size: mri.zero_filled(k, m, size) / 2), (lambda k, m, size: mri.ifft2c(k).abs())
+    image = mri.ifft2c(kspace)
+    assert torch.allclose(mri.average(mri.zero_filled, half)(kspace, mask, (6, 8)), 0.75 * image)
+    mixed = mri.average(half, magnitude)(kspace, mask, (6, 8))
+    assert not mixed.is_complex() and torch.allclose(mixed, 0.75 * image.abs())
+
+
+@pytest.mark.parametrize("size", [(8, 10), (7, 9), (8, 9)])
+def test_mirrored_takes_no_side(random, size):
+    """A method that does the same to mirrored scans is left as it is; of another the mean of all ways does so."""
+    kspace, mask = random(2, *size), torch.rand(2, 1, size[1], generator=torch.Generator().manual_seed(1)) < 0.5
+    crop = tuple(n - 2 for n in size)
+    assert torch.allclose(
+        mri.mirrored(mri.zero_filled)(kspace * mask, mask, crop), mri.zero_filled(kspace * mask, mask, crop)
+    )
+    ramp = torch.arange(size[0] * size[1]).reshape(size)
+    crooked = mri.mirrored(lambda k, m, wanted: mri.ifft2c(k * m) * ramp)
+
+    def mirror(x):  # an image turned about its centre, by the Fourier transform of its conjugate
+        return mri.ifft2c(mri.fft2c(x.conj()).conj())
+
+    image = crooked(kspace, mask, size)
+    turned, lines = mri.fft2c(mirror(mri.ifft2c(kspace))), mri.fft2c(mirror(mri.ifft2c(mask + 0j))).real > 0.5
+    assert torch.allclose(crooked(turned, lines, size), mirror(image), atol=1e-3)

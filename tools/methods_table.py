@@ -1,11 +1,11 @@
 """Score networks beside every tuned classical method on the validation volumes, at 4x and at 8x.
 
-usage: python tools/methods_table.py RESULT.json CHECKPOINT.pt [CHECKPOINT.pt ...]
+usage: python tools/methods_table.py RESULT.json CHECKPOINT.pt [CHECKPOINT.pt ...] [NETWORK+METHOD ...]
 
-All checkpoints are of one task. The classical methods are tuned on training slices, at each acceleration for itself.
-Masks, metrics and intervals are those of train.py. Each network is compared with all methods before it, volume by
-volume; p values are corrected after Holm for the number of these comparisons. docs/results.md and notebook 15 show
-the results.
+All checkpoints are of one task. modl+tv_sense is the mean of that network's image and that classical method's. The
+classical methods are tuned on training slices, at each acceleration for itself. Masks, metrics and intervals are those
+of train.py. Each network is compared with all methods before it, volume by volume; p values are corrected after Holm
+for the number of these comparisons. docs/results.md and notebook 15 show the results.
 """
 
 import json
@@ -18,7 +18,7 @@ import mri_utils as mri  # noqa: E402
 import train  # noqa: E402
 
 
-def table(task_name, networks, acceleration, center_fraction):
+def table(task_name, networks, means, acceleration, center_fraction):
     """What summarize_run says of all methods; the paired differences are those of each network in its turn."""
     sampling = {"acceleration": acceleration, "center_fraction": center_fraction}
     settings = train.settled(task=task_name, device="cpu", **sampling)
@@ -28,6 +28,8 @@ def table(task_name, networks, acceleration, center_fraction):
         baselines, tuned = mri.tuned_classical(train_set, mri.Machine(), list(mri.CLASSICAL), slices=8)
     else:
         baselines, tuned = task.baselines(train_set, mri.Machine())
+    pairs = {pair: pair.split("+") for pair in means}
+    networks = networks | {pair: mri.average(networks[a], baselines[b]) for pair, (a, b) in pairs.items()}
     methods = dict([task.start]) | baselines | networks
     scores = {name: scored._replace(images=[]) for name, scored in mri.score_each(methods, val_set).items()}
     best = {name: scores.pop(name) for name in ["attainable"] if name in scores}
@@ -47,7 +49,8 @@ def table(task_name, networks, acceleration, center_fraction):
     return kept | {"paired": paired, "tuned": tuned, "sampling": sampling}
 
 
-def main(result, *checkpoints):
+def main(result, *given):
+    checkpoints, means = ([name for name in given if ("+" in Path(name).name) == mean] for mean in (False, True))
     trained = [mri.read_checkpoint(path)["parameters"] for path in checkpoints]
     called = [mri.read_call(parameters["model"], "model")[0] for parameters in trained]
     names = [call if called.count(call) == 1 else Path(path).stem for call, path in zip(called, checkpoints)]
@@ -55,7 +58,7 @@ def main(result, *checkpoints):
     task = trained[0].get("task", "single_coil")
     tables = {}
     for factor in (4, 8):
-        tables[f"{factor}x"] = table(task, networks, float(factor), 0.32 / factor)
+        tables[f"{factor}x"] = table(task, networks, means, float(factor), 0.32 / factor)
         mri.replace_file(Path(result), lambda path: path.write_text(json.dumps(tables, indent=1) + "\n"))
 
 
