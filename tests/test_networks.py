@@ -486,7 +486,7 @@ SHIPPED = {  # checkpoints from before models were written as calls -> the call 
     "unrolled_tv": (
         "unrolled(inner='resnet', shuffle=2, features=32, stages='2x2', cascades=6, memory=8, start='phase_tv')"
     ),
-    "modl": "modl",
+    "modl": "modl(phase_width=0.08)",
 }
 
 
