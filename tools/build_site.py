@@ -64,6 +64,7 @@ CHAPTERS = {
     "Exercises, solved": ("notebooks/solutions/*.ipynb",),
 }
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+PERCENT = re.compile(r"(?<=\d) (?=%(?:$|[\s.,:;?!)\]]))", re.MULTILINE)
 BADGE = re.compile(r"\[!\[(Open in \w+)\]\([^)]*\)\]")  # pictures of other hosts, see tools/badges.py
 
 
@@ -179,7 +180,7 @@ def stage_notebook(path: Path, notebook: dict[str, Any], linked: set[Path]) -> N
     notebook["metadata"]["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
-            cell["source"] = relinked("".join(cell["source"]), path, linked)
+            cell["source"] = PERCENT.sub("\u00a0", relinked("".join(cell["source"]), path, linked))  # no "5" alone
         if cell["metadata"].get("jupyter", {}).get("source_hidden"):
             cell["metadata"].setdefault("tags", []).append("hide-input")
         for output in cell.get("outputs", []):
