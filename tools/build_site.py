@@ -65,6 +65,7 @@ CHAPTERS = {
 }
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 PERCENT = re.compile(r"(?<=\d) (?=%(?:$|[\s.,:;?!)\]]))", re.MULTILINE)
+INTERVAL = re.compile(r"(?<=\[)([^][,<]*,) ([^][,<]*)(?=\])")  # of a table's cell
 BADGE = re.compile(r"\[!\[(Open in \w+)\]\([^)]*\)\]")  # pictures of other hosts, see tools/badges.py
 
 
@@ -103,6 +104,12 @@ def relinked(text: str, place: Path, linked: set[Path]) -> str:
     for picture in re.findall(r'<img [^>]*src="([^":]+)"', text):
         linked.add(place.parent / picture)
     return LINK.sub(target, BADGE.sub(r"[\1]", text))
+
+
+def wrapped(table: str) -> str:
+    """A stored table as HTML that breaks where it may: before an interval; a cell of many words is marked."""
+    table = INTERVAL.sub(r"\1&nbsp;\2", table).replace("&nbsp;[", " [")
+    return re.sub(r"<td([^>]*)>(?=[^<[]{40,}</td>)", r'<td class="sentence"\1>', table)
 
 
 def moving(folder: Path, address: Callable[[int], str]) -> str:
@@ -187,6 +194,8 @@ def stage_notebook(path: Path, notebook: dict[str, Any], linked: set[Path]) -> N
             alt = output.get("metadata", {}).get("image/png", {}).get("alt")
             if alt:
                 cell["metadata"]["mystnb"] = {"image": {"alt": alt}}
+            if "<table" in (stored := "".join(output.get("data", {}).get("text/html", ""))):
+                output["data"]["text/html"] = wrapped(stored)
             plain = "".join(output.get("data", {}).get("text/plain", ""))
             if plain.startswith("[sliders: ") and (figure := slider_cell(path.stem, plain)):
                 more = PLAYGROUND.format("../") if path.stem == "00_playground" else ""
