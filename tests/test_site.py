@@ -182,9 +182,12 @@ def test_tables_break_where_they_may():
     assert build_site.wrapped(cells) == marked
 
 
-def test_no_percent_sign_alone():
-    text = "5 % of 368 lines, [55 %, 95 %], above 50 %? `x % 3`, 5 %d"
-    assert build_site.PERCENT.sub("_", text) == "5_% of 368 lines, [55_%, 95_%], above 50_%? `x % 3`, 5 %d"
+def test_no_line_ends_inside_of_figures():
+    text = "5 % of 368 lines, [55 %, 95 %], above 50 %? `x[0, 1] % 3`, 5 %d, 0.5 [-0.4, 0.6], $[0, 1]$, [a, b](c.md)"
+    kept = "5_% of 368 lines, [55_%,_95_%], above 50_%? `x[0, 1] % 3`, 5 %d, 0.5 [-0.4,_0.6], $[0, 1]$, [a, b](c.md)"
+    assert build_site.unbroken(text).replace("\u00a0", "_") == kept
+    code = "```python\nx = [0, 1]\n```"
+    assert build_site.unbroken(code) == code
 
 
 def test_faults_of_pages_are_found(tmp_path):
