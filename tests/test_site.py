@@ -171,6 +171,25 @@ def test_links_fit_the_site():
     assert linked == {mri.ROOT / "train.py", mri.ROOT / "data" / "pictures" / "x.png"}
 
 
+def test_tables_break_where_they_may():
+    """A value above its interval, which stays whole; sentences are marked, figures and short words are not."""
+    figures = "<tr><th>U-Net</th><td>-0.047&nbsp;[-0.067,&nbsp;-0.030]</td><td>0.5 [0.4, 0.6]</td></tr>"
+    broken = "<tr><th>U-Net</th><td>-0.047 [-0.067,&nbsp;-0.030]</td><td>0.5 [0.4,&nbsp;0.6]</td></tr>"
+    assert build_site.wrapped(figures) == broken
+    words = "Random points that keep a distance, larger outwards"
+    cells = f'<td style="text-align: left">{words}</td><td>4.00x</td>'
+    marked = f'<td class="sentence" style="text-align: left">{words}</td><td>4.00x</td>'
+    assert build_site.wrapped(cells) == marked
+
+
+def test_no_line_ends_inside_of_figures():
+    text = "5 % of 368 lines, [55 %, 95 %], above 50 %? `x[0, 1] % 3`, 5 %d, 0.5 [-0.4, 0.6], $[0, 1]$, [a, b](c.md)"
+    kept = "5_% of 368 lines, [55_%,_95_%], above 50_%? `x[0, 1] % 3`, 5 %d, 0.5 [-0.4,_0.6], $[0, 1]$, [a, b](c.md)"
+    assert build_site.unbroken(text).replace("\u00a0", "_") == kept
+    code = "```python\nx = [0, 1]\n```"
+    assert build_site.unbroken(code) == code
+
+
 def test_faults_of_pages_are_found(tmp_path):
     (tmp_path / "a.html").write_text(
         '<h1 id="top">A</h1><a href="b.html#here"></a><a href="b.html#gone"></a><a href="c.html"></a>'

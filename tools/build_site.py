@@ -64,6 +64,10 @@ CHAPTERS = {
     "Exercises, solved": ("notebooks/solutions/*.ipynb",),
 }
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+CODE = re.compile(r"(```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]*\$)", re.DOTALL)  # and formulas
+PERCENT = re.compile(r"(?<=\d)[ \n](?=%(?:$|[\s.,:;?!)\]]))", re.MULTILINE)
+FIGURES = re.compile(r"(?<=\[)([-+]?[\d.]+(?:\s%)?,)[ \n](?=[-+]?[\d.]+(?:\s%)?\])")  # an interval in a text
+INTERVAL = re.compile(r"(?<=\[)([^][,<]*,) ([^][,<]*)(?=\])")  # of a table's cell
 BADGE = re.compile(r"\[!\[(Open in \w+)\]\([^)]*\)\]")  # pictures of other hosts, see tools/badges.py
 
 
@@ -102,6 +106,20 @@ def relinked(text: str, place: Path, linked: set[Path]) -> str:
     for picture in re.findall(r'<img [^>]*src="([^":]+)"', text):
         linked.add(place.parent / picture)
     return LINK.sub(target, BADGE.sub(r"[\1]", text))
+
+
+def unbroken(text: str) -> str:
+    """Markdown in which no line ends inside of an interval or before a percent sign; code stays as it is."""
+    parts = CODE.split(text)
+    for number in range(0, len(parts), 2):  # between pieces of code
+        parts[number] = FIGURES.sub("\\1\u00a0", PERCENT.sub("\u00a0", parts[number]))
+    return "".join(parts)
+
+
+def wrapped(table: str) -> str:
+    """A stored table as HTML that breaks where it may: before an interval; a cell of many words is marked."""
+    table = INTERVAL.sub(r"\1&nbsp;\2", table).replace("&nbsp;[", " [")
+    return re.sub(r"<td([^>]*)>(?=[^<[]{40,}</td>)", r'<td class="sentence"\1>', table)
 
 
 def moving(folder: Path, address: Callable[[int], str]) -> str:
@@ -179,13 +197,15 @@ def stage_notebook(path: Path, notebook: dict[str, Any], linked: set[Path]) -> N
     notebook["metadata"]["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
-            cell["source"] = relinked("".join(cell["source"]), path, linked)
+            cell["source"] = unbroken(relinked("".join(cell["source"]), path, linked))
         if cell["metadata"].get("jupyter", {}).get("source_hidden"):
             cell["metadata"].setdefault("tags", []).append("hide-input")
         for output in cell.get("outputs", []):
             alt = output.get("metadata", {}).get("image/png", {}).get("alt")
             if alt:
                 cell["metadata"]["mystnb"] = {"image": {"alt": alt}}
+            if "<table" in (stored := "".join(output.get("data", {}).get("text/html", ""))):
+                output["data"]["text/html"] = wrapped(stored)
             plain = "".join(output.get("data", {}).get("text/plain", ""))
             if plain.startswith("[sliders: ") and (figure := slider_cell(path.stem, plain)):
                 more = PLAYGROUND.format("../") if path.stem == "00_playground" else ""
@@ -195,7 +215,7 @@ def stage_notebook(path: Path, notebook: dict[str, Any], linked: set[Path]) -> N
 def stage(folder: Path) -> None:
     """Write the sources of the site, from what is committed, into an empty folder."""
     linked: set[Path] = set()
-    front = relinked((ROOT / "README.md").read_text(encoding="utf-8"), ROOT / "README.md", linked)
+    front = unbroken(relinked((ROOT / "README.md").read_text(encoding="utf-8"), ROOT / "README.md", linked))
     front = front.replace("\n## ", f"\n{PLAYGROUND.format('')}\n\n## ", 1)
     for caption, pages in sidebar().items():
         names = "\n".join(page.relative_to(ROOT).with_suffix("").as_posix() for page in pages)
@@ -207,7 +227,7 @@ def stage(folder: Path) -> None:
                 stage_notebook(page, notebook, linked)
                 text = json.dumps(notebook)
             else:
-                text = relinked(text, page, linked)
+                text = unbroken(relinked(text, page, linked))
             place = folder / page.relative_to(ROOT)
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(text, encoding="utf-8")

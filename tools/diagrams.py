@@ -101,19 +101,20 @@ def unet() -> Any:
 
 def cascade() -> Any:
     """One cascade of an unrolled network: a change by the network, then what was measured is put back."""
-    figure, axis = canvas(7.2, 2.9, 20, 7.6)
+    figure, axis = canvas(7.2, 2.7, 20, 7.0)
     box(axis, 0.2, 3.1, 3.2, 1.8, "zero-filled\nimage", GREY)
     box(axis, 5.0, 3.1, 3.4, 1.8, "network:\na change", ORANGE)
-    axis.text(10.05, 4.0, "+", fontsize=20, ha="center", va="center", color=INK)
-    box(axis, 11.6, 3.1, 4.2, 1.8, "consistency:\nmeasured samples\nput back", BLUE)
-    box(axis, 17.2, 3.1, 2.6, 1.8, "image", PURPLE)
-    for start, end in ((3.4, 5.0), (8.4, 9.5), (10.6, 11.6), (15.8, 17.2)):
+    axis.text(9.75, 4.0, "+", fontsize=20, ha="center", va="center", color=INK)
+    box(axis, 11.1, 3.1, 4.9, 1.8, "consistency:\nmeasured samples\nput back", BLUE)
+    box(axis, 17.3, 3.1, 2.5, 1.8, "image", PURPLE)
+    for start, end in ((3.4, 5.0), (8.4, 9.3), (10.2, 11.1), (16.0, 17.3)):
         arrow(axis, (start, 4.0), (end, 4.0))
-    arrow(axis, (4.2, 4.0), (10.05, 3.4), colour=GREY, connectionstyle="arc3,rad=0.45")
-    arrow(axis, (16.5, 4.0), (4.5, 4.3), colour=PURPLE, connectionstyle="arc3,rad=0.42")
-    axis.text(10.5, 7.5, "again, as often as there are cascades", ha="center", va="top", fontsize=11, color=PURPLE)
-    axis.text(13.7, 1.7, "k-space of the scan", ha="center", fontsize=11, color=BLUE)
-    arrow(axis, (13.7, 2.2), (13.7, 3.1), colour=BLUE)
+    for x, end, level, tip, colour in ((4.0, 9.75, 2.3, 3.5, GREY), (16.5, 4.0, 5.9, 4.1, PURPLE)):  # around the boxes
+        axis.plot([x, x, end], [4.0, level, level], color=colour, lw=1.4)
+        arrow(axis, (end, level), (end, tip), colour=colour)
+    axis.text(10.2, 6.1, "again, as often as there are cascades", ha="center", va="bottom", fontsize=11, color=PURPLE)
+    axis.text(13.55, 1.6, "k-space of the scan", ha="center", fontsize=11, color=BLUE)
+    arrow(axis, (13.55, 2.2), (13.55, 3.1), colour=BLUE)
     return figure
 
 
