@@ -186,7 +186,7 @@ def _center(sizes: Shape, center_fraction: float, acceleration: float = 1) -> np
         largest = math.floor(100 * mask.size / kept) / 100  # rounded down, so that the advice works
         raise BadInput(
             f"acceleration {acceleration} is impossible with center_fraction {center_fraction}: the "
-            f"centre alone is {kept} of {mask.size} samples; use {largest:g} or less, or a smaller center_fraction"
+            f"centre alone is {kept} of {mask.size} samples; use at most {largest:g}, or a smaller center_fraction"
         )
     return mask
 
@@ -434,7 +434,7 @@ def matched_sampling(kind: str, effective: float, center_fraction: float) -> tup
     if center_fraction * effective > 1:
         raise BadInput(
             f"acceleration {effective} is impossible with center_fraction {center_fraction}: "
-            f"use {math.floor(100 / center_fraction) / 100:g} or less, or a smaller center_fraction"
+            f"use at most {math.floor(100 / center_fraction) / 100:g}, or a smaller center_fraction"
         )
     if not record.whole_step:
         outside = 1.0 if record.counts_centre else (1 - center_fraction) / max(1 - center_fraction * effective, 1e-9)

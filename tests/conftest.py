@@ -46,8 +46,8 @@ def pytest_xdist_make_scheduler(config, log):
 
     class InFilesAndHalves(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            chapter = re.search(r"test_browser.py::.*\[(\d+)_", nodeid)
-            return super()._split_scope(nodeid) + (f" {int(chapter[1]) % 2}" if chapter else "")
+            odd = re.search(r"test_browser.py::.*\[\d[13579]_", nodeid)
+            return super()._split_scope(nodeid) + (" odd" if odd else "")
 
     return InFilesAndHalves(config, log) if config.getvalue("dist") == "loadfile" else None
 

@@ -71,7 +71,7 @@ def test_the_centre_stays_near_the_one_asked_for():
 def test_impossible_numbers_are_one_clear_line():
     with pytest.raises(mri.BadInput, match="unknown mask kind"):
         mri.matched_sampling("spokes", 4, 0.08)
-    with pytest.raises(mri.BadInput, match=r"impossible with center_fraction 0\.3: use 3\.33 or less"):
+    with pytest.raises(mri.BadInput, match=r"impossible with center_fraction 0\.3: use at most 3\.33"):
         mri.matched_sampling("grappa", 4, 0.3)
     with pytest.raises(mri.BadInput, match=r"acceleration 0\.5"):
         mri.matched_sampling("random", 0.5, 0.08)
