@@ -59,7 +59,8 @@ def test_requirements(patterns, lists):
     assert "dependencies" not in (mri.ROOT / "pyproject.toml").read_text()  # no further list
     known = {
         "skimage": "scikit-image",
-        "yaml": "pyyaml", "xdist": "pytest-xdist",
+        "yaml": "pyyaml",
+        "xdist": "pytest-xdist",
         "PIL": "matplotlib",
         "cycler": "matplotlib",
         "IPython": "ipywidgets",
