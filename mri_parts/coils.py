@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from mri_parts.basics import ROOT, BadInput, choose
 from mri_parts.classical import Acquisition, _distances, _eigh, keep_measured, sense, total_variation
 from mri_parts.dataset import SliceDataset
-from mri_parts.fourier import center_crop, ifft2c, rss
+from mri_parts.fourier import center_crop, ifft2c, rss, rss_of_kspace
 from mri_parts.masks import effective_acceleration, mask_kinds
-from mri_parts.methods import Machine, Method, tune, zero_filled
+from mri_parts.methods import Machine, Method, tune
 from mri_parts.metrics import psnr
 from mri_parts.networks import MODELS, MagnitudeNetwork, Unrolled, as_channels, as_complex, inner_network
 from mri_parts.scanner import demo_data
@@ -477,15 +477,12 @@ class RssNetwork(MagnitudeNetwork):
     """MagnitudeNetwork on the root-sum-of-squares of the zero-filled coil images; arguments as there."""
 
     axes = ("coils", "H", "W")
-
-    def magnitude(self, images: Tensor) -> Tensor:
-        """(batch, coils, h, w) complex -> (batch, h, w) real."""
-        return rss(images, 1)
+    coil_axis = 1
 
 
 def zero_filled_rss(kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
     """zero_filled with coils: the root-sum-of-squares of their images."""
-    return rss(zero_filled(kspace, mask, size), 1)
+    return rss_of_kspace(kspace, size, 1)
 
 
 def check_multi_coil(settings: SimpleNamespace, given: Mapping[str, Any]) -> None:

@@ -197,15 +197,18 @@ def compare(
     above: list[Tensor | None] = [target]
     below: list[Tensor | None] = [None]
     titles, error_titles = ["reference"], [""]
+    count = 1 + len(reconstructions)
+    bands = math.ceil(count / 4)  # rows of images, each with its errors below: at most four stand in a row
+    columns = math.ceil(count / bands)
+    room = int(11.5 * width / (columns if bands == 1 else 4))  # letters over an image: titles must not touch
     for name, image in reconstructions.items():
         image = image.abs()
         above.append(image)
         below.append((image - target).abs() * error_factor)
-        heading = textwrap.fill(method_name(name), 20)  # two long names side by side would run into each other
-        titles.append(f"{heading}\nSSIM {ssim(target, image, peak):.3f}, {psnr(target, image, peak):.1f} dB")
+        heading = textwrap.fill(method_name(name), min(room, 20))
+        between = ", " if room > 18 else ",\n"
+        titles.append(f"{heading}\nSSIM {ssim(target, image, peak):.3f}{between}{psnr(target, image, peak):.1f} dB")
         error_titles.append(f"|error| x {error_factor:g}")
-    bands = math.ceil(len(above) / 4)  # rows of images, each with its errors below: at most four stand in a row
-    columns = math.ceil(len(above) / bands)
     images: list[Tensor | None] = []
     captions: list[str] = []
     for start in range(0, len(above), columns):

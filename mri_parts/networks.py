@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mri_parts.basics import BadInput, choose, read_call
 from mri_parts.classical import Acquisition, keep_measured, sense, total_variation
-from mri_parts.fourier import center_crop, fft2c, ifft2c, rss, smooth_phase, squared_frequency
+from mri_parts.fourier import center_crop, fft2c, ifft2c, rss_of_kspace, smooth_phase, squared_frequency
 
 # Networks from channels to channels, any image size. The last layer of each is called `last`.
 
@@ -459,19 +459,16 @@ class MagnitudeNetwork(nn.Module):
     """
 
     axes: tuple[str, ...] = ("H", "W")
+    coil_axis: int | None = None
 
     def __init__(self, inner: str = "unet", residual: bool = False, **settings: Any) -> None:
         super().__init__()
         self.residual = residual
         self.network = inner_network(inner, 1, 1, **settings)
 
-    def magnitude(self, images: Tensor) -> Tensor:
-        """(batch, h, w) complex -> real."""
-        return rss(images[None])  # faster than abs()
-
     def forward(self, kspace: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
         """(batch, H, W) complex k-space -> (batch, h, w) real magnitude; the mask is not used."""
-        x, mean, std = normalize(self.magnitude(center_crop(ifft2c(kspace), size)), clamp=6)
+        x, mean, std = normalize(rss_of_kspace(kspace, size, self.coil_axis), clamp=6)
         y = self.network(x[:, None])[:, 0].float()
         return (x + y if self.residual else y) * std + mean
 

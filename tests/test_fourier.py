@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import mri_utils as mri
+from mri_parts.fourier import rss_of_kspace
 
 SHAPES = [(8, 8), (7, 7), (8, 7), (7, 8), (33, 48), (1, 5)]
 
@@ -97,6 +98,20 @@ def test_rss(random):
     expected = np.sqrt((np.abs(x.numpy()) ** 2).sum(1))
     np.testing.assert_allclose(mri.rss(x, 1).numpy(), expected, rtol=1e-5)
     assert mri.rss(x).shape == (5, 6) and not mri.rss(x).is_complex()
+
+
+@pytest.mark.parametrize(
+    ("full", "size"), [((16, 12), (8, 12)), ((15, 12), (8, 7)), ((16, 11), (9, 6)), ((9, 9), (9, 5))]
+)
+def test_magnitude_straight_from_kspace(full, size, random):
+    """rss_of_kspace is the longer way, in even and odd sizes; both are held against numpy."""
+    kspace = random(2, 3, *full, dtype=torch.complex128)
+    image = mri.center_crop(torch.from_numpy(numpy_centred(np.fft.ifft2, kspace.numpy())), size)
+    torch.testing.assert_close(rss_of_kspace(kspace, size), image.abs())
+    torch.testing.assert_close(rss_of_kspace(kspace, size, 1), image.abs().square().sum(1).sqrt())
+    torch.testing.assert_close(mri.zero_filled_rss(kspace, None, size), mri.rss(image, 1))
+    with pytest.raises(mri.BadInput, match="choose a smaller size"):
+        rss_of_kspace(kspace, (size[0], full[1] + 1))
 
 
 @pytest.mark.parametrize(("height", "kept"), [(16, 8), (16, 7), (15, 8), (15, 9), (8, 8)])

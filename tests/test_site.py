@@ -30,7 +30,7 @@ import lab
 import slides
 
 # slider cells whose pictures may be missing: their chapters are executed anew, tools/frames.py draws them after that
-WAITING = {"06_beyond_unet", "07_sampling_strategies", "17_without_references"}
+WAITING = {"17_without_references"}
 DRAWN = [name for name in frames.MOVES if name not in WAITING or (frames.FRAMES / name).exists()]
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
