@@ -68,7 +68,7 @@ evaluate: str = ""  # a checkpoint: reconstruct the files of `data` with it inst
 # The experiment
 data: str = "data/demo"  # folder with train/ and val/; a task's own demo data are simulated when missing
 task: str = "single_coil"  # single_coil, super_resolution, cine, multi_coil; or denoising, see notebook 20
-model: str = "unet"  # a network as it is called, "unet(features=32)" or "unrolled(cascades=6)"; see notebook 06
+model: str = "unet"  # name of a network, with its arguments in brackets where they differ; see notebook 06
 mask: str = "random"  # kind of sampling mask, see notebook 02
 acceleration: float = 4.0  # samples asked for / samples taken
 center_fraction: float = 0.08  # share of k-space that is fully sampled around its centre

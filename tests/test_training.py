@@ -102,6 +102,22 @@ def test_log_has_a_row_per_epoch(run):
     assert run.output.count("epoch   ") == 2 and "simulated" in run.output.splitlines()[0]
 
 
+def test_figures_of_several_seeds(run, tmp_path):
+    """tools/seeds.py says of a checkpoint at 4x what its own run said; at 8x it is worse."""
+    result = tmp_path / "seeds.json"
+    program = [sys.executable, mri.ROOT / "tools" / "seeds.py", result, run.folder / "checkpoint.pt"]
+    done = subprocess.run(program, cwd=mri.ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("seed 0") == 2, done.stderr
+    fourfold, eightfold = json.loads(result.read_text())
+    assert (fourfold["acceleration"], eightfold["acceleration"], fourfold["seed"]) == (4, 8, 0)
+    own = {
+        metric: [row["unet"][metric] for row in run.metrics["per_volume"].values()] for metric in ("psnr", "ssim_head")
+    }
+    for metric, values in own.items():
+        assert fourfold[metric] == pytest.approx(values, abs=0.01 if metric == "psnr" else 0.001)
+    assert mri.mean(eightfold["psnr"]) < mri.mean(fourfold["psnr"])
+
+
 def test_progress_picture(run, tiny):
     """Zero-filled, network, reference of the middle slice of the first validation volume, after the last epoch."""
     from PIL import Image
