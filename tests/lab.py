@@ -34,7 +34,7 @@ SCREENSHOTS = mri.ROOT / "runs" / "browser"  # where the tests leave what they s
 SMALL = {"epochs": 1, "features": 4, "levels": 2, "train_slices": 4, "volume_number": 1, "slice_number": 1}
 SMALL |= {"slices_per_acceleration": 3, "val_slices": 4, "matrix": 48, "members": 2, "heads": 1, "head_matrix": 64}
 SMALL |= {"model": "unet(features=4, levels=2)", "repeats": 20, "pair_count": 3, "second": "zero_filled"}
-SMALL |= {"val_hearts": 2, "calibration_heads": 12, "test_heads": 3, "steps": 3}
+SMALL |= {"val_hearts": 2, "calibration_heads": 12, "test_heads": 3, "steps": 3, "real_scans": 1, "real_steps": 2}
 
 # Runs in the page. A widget's controls and picture share an output area.
 SCRIPT = """() => {

@@ -29,18 +29,10 @@ import frames
 import lab
 import slides
 
-# slider cells whose pictures may be missing: their chapters are executed anew, tools/frames.py draws them after that
-WAITING = {"17_without_references"}
-DRAWN = [name for name in frames.MOVES if name not in WAITING or (frames.FRAMES / name).exists()]
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 
-def drawn(stem):
-    """The slider cells of a chapter that have their pictures."""
-    return [name for name in frames.cells_of(stem) if name in DRAWN]
-
-
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("name", frames.MOVES)
 def test_frames_fit_their_notebook(name):
     """Every setting has its text and picture, the controls are the notebook's, and all is small."""
     folder = frames.FRAMES / name
@@ -66,7 +58,7 @@ def test_frames_fit_their_notebook(name):
 
 
 def test_no_frames_without_a_notebook():
-    assert {path.name for path in frames.FRAMES.iterdir()} == set(DRAWN)
+    assert {path.name for path in frames.FRAMES.iterdir()} == set(frames.MOVES)
 
 
 def test_recorder_draws_what_the_update_returns(tmp_path):
@@ -232,7 +224,7 @@ def test_staged_sources(tmp_path):
         moving = [
             o for cell in after.cells for o in cell.get("outputs", []) if "figure class" in str(o.get("data", {}))
         ]
-        assert len(moving) == len(drawn(path.stem))
+        assert len(moving) == len(frames.cells_of(path.stem))
 
 
 @pytest.fixture(scope="module")
@@ -379,21 +371,21 @@ def test_every_slider_cell_of_a_chapter_moves():
         names = [text for text in plain if text.startswith("[sliders: ")]
         figures = [build_site.slider_cell(path.stem, text) for text in names]
         found = [match for figure in figures for match in re.findall('data-cell="(.*?)"', figure)]
-        assert sorted(found) == sorted(drawn(path.stem)), f"{path.stem}: {names}"
+        assert sorted(found) == sorted(frames.cells_of(path.stem)), f"{path.stem}: {names}"
         every = len(frames.cells_of(path.stem))
         assert every == len(names) == sum(bool(lab.SLIDERS.search(cell.source)) for cell in cells)
 
 
-@pytest.mark.parametrize("stem", dict.fromkeys(name.partition("-")[0] for name in DRAWN))
+@pytest.mark.parametrize("stem", dict.fromkeys(name.partition("-")[0] for name in frames.MOVES))
 def test_sliders_move(visit, stem):
     """All slider cells of a chapter, each control by key, mouse and touch: the stored picture and text of the setting.
 
     Meanwhile no other host is asked for anything, and the page has nothing to complain of: `visit` counts both.
     """
     page = visit(f"notebooks/{stem}.html", has_touch=True)
-    assert page.locator("figure.frames").count() == len(drawn(stem))
+    assert page.locator("figure.frames").count() == len(frames.cells_of(stem))
     lab.SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    for name in drawn(stem):
+    for name in frames.cells_of(stem):
         about = stored(name)
         figure, controls = sliders(page, name)
         assert len(controls) == len(about["controls"])
@@ -522,7 +514,7 @@ def test_sliders_move_on_slides(visit, pages):
                         move(page, control)
             page.close()
         found |= set(names)
-    assert found == set(DRAWN)
+    assert found == set(frames.MOVES)
 
 
 def test_search_finds(visit):
