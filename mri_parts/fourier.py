@@ -67,7 +67,7 @@ def rss(coil_images: Tensor, dim: int = 0) -> Tensor:
 
 
 def rss_of_kspace(kspace: Tensor, size: Sequence[int], dim: int | None = None) -> Tensor:
-    """What rss(center_crop(ifft2c(kspace), size), dim) returns, to the last bit, in three quarters of the time.
+    """What rss(center_crop(ifft2c(kspace), size), dim) returns, but for rounding, in three quarters of the time.
 
     A magnitude does not show where the origin of k-space is, so that k-space need not be shifted; and of the image
     only what stays is.
