@@ -83,13 +83,13 @@ def rss_of_kspace(kspace: Tensor, size: Sequence[int], dim: int | None = None) -
     """
     center_crop(kspace, size)  # refuses a size that is too large
     image = torch.fft.ifft2(kspace, norm="ortho")
-    magnitude = rss(image[None] if dim is None else image, dim or 0)
+    power = image.real.square().addcmul_(image.imag, image.imag)
+    power = power if dim is None else power.squeeze(dim) if power.shape[dim] == 1 else power.sum(dim)
     for axis in (-1, -2):
-        kept, full = size[axis], magnitude.shape[axis]
+        kept, full = size[axis], power.shape[axis]
         before = full // 2 - (full - kept) // 2  # pixels that the centre has before it; they are the last ones here
-        parts = magnitude.narrow(axis, full - before, before), magnitude.narrow(axis, 0, kept - before)
-        magnitude = torch.cat(parts, axis)
-    return magnitude
+        power = torch.cat((power.narrow(axis, full - before, before), power.narrow(axis, 0, kept - before)), axis)
+    return power.sqrt()
 
 
 def crop_readout(kspace: Tensor, height: int) -> Tensor:

@@ -470,6 +470,8 @@ SHIPPED = {  # checkpoints from before models were written as calls -> the call 
     "kspace_unet": "kspace_unet",
     "recon_resnet": "recon_resnet(dropout=0.2)",
     "denoiser": "plug_and_play",
+    "denoiser_1": "plug_and_play",
+    "denoiser_2": "plug_and_play",
     "resnet_12x2": "resnet(stages='12x2')",
     "resnet_8x2_4x3": "resnet",
     "kspace_sr_x2": "kspace_sr",
