@@ -59,7 +59,7 @@ METHOD_STYLES: dict[str, tuple[str, int]] = {
     "resnet_12x2": ("residual network, 12x2", 2),
     "resnet_8x2_4x3": ("residual network, 8x2 and 4x3", 2),
     "unrolled_cnn": ("small unrolled network", 3),
-    "unrolled_varied": ("unrolled, varied heads", 0),
+    "unrolled_varied": ("unrolled, varied heads", 1),
     "unrolled_tv": ("unrolled, from total variation", 4),
     "srresnet": ("SRResNet", 0),
     "srgan": ("SRGAN", 3),

@@ -176,7 +176,7 @@ def head_mask(target: Tensor) -> Tensor:
 # What every run is scored by: one entry more is one metric more, in metrics.json and in every table.
 METRICS: dict[str, Callable[..., float]] = {"ssim": ssim, "psnr": psnr, "nmse": nmse, "mae": mae}
 
-# How a metric is printed, (heading, digits behind the point); one without an entry: its name, four digits that count.
+# How a metric is printed, (heading, digits behind the point); one without an entry: its name, three digits that count.
 METRIC_STYLES: dict[str, tuple[str, int]] = {"ssim": ("SSIM", 3), "psnr": ("PSNR (dB)", 2), "nmse": ("NMSE", 4)}
 
 # What figures are about besides the whole image against the reference: "ssim_head" is the SSIM in the head.
@@ -272,9 +272,9 @@ def summarize(values: Sequence[float], subjects: Sequence[Any] | None = None) ->
 def interval(summary: Mapping[str, Any], digits: int | None = 3) -> str:
     """What summarize returned, as "mean [low, high]"; one subject has no interval.
 
-    digits: behind the point; None prints the first four that count, whatever the size.
+    digits: behind the point; None prints the first three that count, whatever the size.
     """
-    form = ".4g" if digits is None else f".{digits}f"
+    form = ".3g" if digits is None else f".{digits}f"
     low, high = summary["ci95"]
     return f"{summary['mean']:{form}} " + (f"[{low:{form}}, {high:{form}}]" if low < high else "(one subject)")
 

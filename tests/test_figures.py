@@ -261,7 +261,7 @@ def test_a_metric_of_some_runs_leaves_the_others_cells_empty():
         "mae": {"mean": 1.23456e-5, "ci95": [1e-5, 2.5e-5]}, "hfen": {"mean": 0.25, "ci95": [0.25, 0.25]}
     }  # fmt: skip
     rows = mri.compare_runs([first, second])
-    assert rows[-1]["MAE"] == "1.235e-05 [1e-05, 2.5e-05]" and rows[-1]["HFEN"] == "0.25 (one subject)"
+    assert rows[-1]["MAE"] == "1.23e-05 [1e-05, 2.5e-05]" and rows[-1]["HFEN"] == "0.25 (one subject)"
     head, *lines = mri.format_table(rows).splitlines()
     assert head.split()[-3:] == ["NMSE", "MAE", "HFEN"] and lines[-1][head.index("HFEN") :] == "0.25 (one subject)"
     assert all(len(line) < head.index("MAE") for line in lines[:-1])

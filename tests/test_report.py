@@ -168,7 +168,7 @@ def test_report_holds_the_numbers_of_metrics_json(run):
     assert "are those of the run" in text
 
 
-FORMS = {"ssim": ".3f", "psnr": ".2f", "nmse": ".4f", "mae": ".4g", "hfen": ".4g"}
+FORMS = {"ssim": ".3f", "psnr": ".2f", "nmse": ".4f", "mae": ".3g", "hfen": ".3g"}
 
 
 def test_a_reader_s_metric_reaches_every_table(tiny, tmp_path, monkeypatch, capsys):
@@ -193,7 +193,7 @@ def test_a_reader_s_metric_reaches_every_table(tiny, tmp_path, monkeypatch, caps
     assert list(mri.compare_runs([stored], "head")[0])[-4:] == [*columns[:3], columns[-1]]
     for name, heading in (("mae", "MAE"), ("hfen", "HFEN")):
         mean = stored.metrics["methods"]["unet"][name]["mean"]
-        assert mri.compare_runs([stored])[-1][heading].startswith(f"{mean:.4g} [")
+        assert mri.compare_runs([stored])[-1][heading].startswith(f"{mean:.3g} [")
 
 
 def test_a_long_name_does_not_run_into_its_numbers(run):
