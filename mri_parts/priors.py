@@ -257,7 +257,7 @@ def whole_scans(settings: SimpleNamespace, given: Mapping[str, Any]) -> None:
         raise BadInput(f"loss {settings.loss!r}: a denoiser learns by its mean error: use l2 or l1")
 
 
-METHOD_STYLES["plug_and_play"] = ("plug and play", 3)
+METHOD_STYLES["plug_and_play"] = ("plug and play", 1)
 MODELS["plug_and_play"] = PlugAndPlay
 TASKS["denoising"] = Task(
     settings=dict(

@@ -99,6 +99,11 @@ def test_lines_are_split_in_two():
     assert seen[..., 29:35].equal(mask[..., 29:35]) and hidden.any(-1).all()
     assert 0.3 < float(hidden.sum() / mask.sum()) < 0.4  # half of all but the central lines
     assert known["split_lines"](mask, 0.0)[1].sum(-1).eq(1).all()  # one at least
+    kspace = mask + 0j
+    (_, one, ((asked, _),)), (_, other, ((asked_then, _),)) = known["lessons"]("SSDU", kspace, mask, 0.0)
+    middle = torch.arange(64).sub(32).abs().le(3) & (torch.arange(64) < 35)  # only these are seen in both
+    assert torch.equal(one & other, mask & middle) and torch.equal(one | other, mask)
+    assert torch.equal(asked, other & ~middle) and torch.equal(asked_then, one & ~middle)
 
 
 def test_mirrored_scans_are_scans_of_mirrored_heads(random):
@@ -123,12 +128,13 @@ def test_two_scans_out_of_one_teach_as_two_scans_do():
     known = functions(17, matrix=64)
     signal, noise = (known["noise"](torch.empty(1, 400_000)) for _ in range(2))
     signal, noisy = 2 * signal, 2 * signal + noise
-    seen, _, ((lines, target), (hidden, other)) = known["lesson"]("robust SSDU", noisy, torch.ones(1, 64) > 0, 1.0)
+    first, _ = known["lessons"]("robust SSDU", noisy, torch.ones(1, 64) > 0, 1.0)
+    seen, one, ((lines, target), (hidden, other)) = first
 
     def factor(y):
         return float((seen.conj() * y).real.sum() / seen.abs().square().sum())
 
-    assert not (lines & hidden).any() and torch.equal(other, noisy)
+    assert not (lines & hidden).any() and torch.equal(other, noisy) and torch.equal(lines, one)
     assert factor(target) == pytest.approx(factor(signal), abs=0.01) and factor(noisy) > factor(signal) + 0.1
 
 
