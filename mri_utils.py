@@ -215,6 +215,7 @@ from mri_parts.methods import (
     CLASSICAL,
     Machine,
     PerfectGuess,
+    adapted,
     average,
     choose_machine,
     classical_method,

@@ -2,6 +2,7 @@
 
 import ast
 import bisect
+import copy
 import dataclasses
 import math
 import pathlib
@@ -334,3 +335,25 @@ def test_two_ffts_are_the_weighted_normal_operator(random):
     A = torch.exp(-2j * math.pi * (trajectory.reshape(-1, 2).double() @ pixels.double().T) / 8) / 8
     expected = A.conj().T @ (weights.reshape(-1, 1) * (A @ image.reshape(2, -1).T.to(torch.complex128)))
     assert torch.allclose(found.reshape(2, -1).T.to(torch.complex128), expected, atol=1e-4)
+
+
+def test_adaptation_by_hand_is_the_books():
+    """The network that has learned from its scans is that of chapter 17, and the one it came from stays as it was."""
+    torch.manual_seed(0)
+    network = mri.build_model("unrolled(cascades=1, inner='unet(levels=2)', features=4)").eval()
+    before = [weight.clone() for weight in network.parameters()]
+    mask = torch.stack([mri.sampling_mask("random", (64, 64), 3, 0.1, seed=i)[None] for i in range(2)])
+    kspace = mri.crop_readout(mri.simulate_head(3, "T2w", 2, 64, width=64, noise=0)[0], 64) * mask
+    kspace = kspace / mri.ifft2c(kspace).abs().max()
+    by_hand, curve = functions(17, matrix=64, copy=copy)["adapt"](network, kspace, mask, 8, rate=0.01)
+    with torch.inference_mode():
+        image = mri.adapted(network, 8, 0.01)(3 * kspace, mask, (32, 32))
+        wanted = mri.center_crop(by_hand(3 * kspace, mask, (64, 64)), (32, 32))
+        untaught = network(3 * kspace, mask, (32, 32))
+        mean = mri.adapted(network, 8, 0.01, then=mri.mirrored)(3 * kspace, mask, (32, 32))
+    assert min(curve) < curve[0]  # there was something to learn
+    torch.testing.assert_close(image, wanted, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(image, untaught, atol=1e-2) and not torch.allclose(mean, image, atol=1e-2)
+    assert all(torch.equal(one, other) for one, other in zip(before, network.parameters()))
+    with pytest.raises(mri.BadInput, match="points"):
+        mri.adapted(network)(kspace, torch.ones(2, 32, 64) > 0, (32, 32))
