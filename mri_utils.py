@@ -61,6 +61,7 @@ from mri_parts.metrics import (
     compare_paired,
     find_shift,
     head_mask,
+    hidden_share,
     holm,
     interval,
     mae,

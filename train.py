@@ -73,7 +73,7 @@ mask: str = "random"  # kind of sampling mask, see notebook 02
 acceleration: float = 4.0  # samples asked for / samples taken
 center_fraction: float = 0.08  # share of k-space that is fully sampled around its centre
 # The training
-loss: str = "ssim"  # of the magnitude images: l1, l2, ssim or l1_ssim
+loss: str = "ssim"  # of the magnitude images: l1, l2, ssim or l1_ssim; or ssdu, without references
 epochs: int = 24  # passes over the training slices
 batch_size: int = 4  # slices per step
 lr: float = 0.002  # learning rate at its highest
@@ -124,7 +124,8 @@ def load_data(settings):
     """The training slices (new masks every epoch) and the validation slices (one mask per volume)."""
     centre = mri.centre_share(settings.mask, settings.center_fraction)
     files = settings.task, settings.data, centre, settings.skip_unreadable, settings.cache
-    train, val, warnings = mri.read_data(*files)
+    hide = mri.hidden_share(settings.loss)  # of lines, where hidden lines stand in for references
+    train, val, warnings = mri.read_data(*files, references=not hide)
     several = mri.read_numbers(settings.train_accelerations, "train_accelerations") or settings.acceleration
     train_set = mri.SliceDataset(
         train,
@@ -134,6 +135,7 @@ def load_data(settings):
         augment=settings.augment,
         vary_phase=settings.vary_phase,
         skip=settings.skip_unreadable,
+        hide=hide,
     )
     val_set = mri.SliceDataset(val, settings.mask, settings.acceleration, settings.center_fraction)
     val_set.warnings = warnings
@@ -270,10 +272,12 @@ def score_methods(settings, methods, val_set, train_set=None):
 def score_all(settings, network, train_set, val_set):
     """Score the task's baselines, tuned on training slices, and the network."""
     sampling = settings.mask, settings.acceleration, settings.center_fraction
-    tuning_set = mri.SliceDataset(train_set.volumes, *sampling, seed=settings.seed)
+    known = [volume for volume in train_set.volumes if volume.has_reference]
+    tuning_set = mri.SliceDataset(known or val_set.volumes, *sampling, seed=settings.seed)
     task, name = mri.TASKS[settings.task], mri.read_call(settings.model, "model")[0]
     baselines, tuned = task.baselines(tuning_set, machine_of(settings))
-    print("tuned on training slices:", ", ".join(f"{name} {value:g}" for name, value in tuned.items()) or "nothing")
+    listed = ", ".join(f"{name} {value:g}" for name, value in tuned.items()) or "nothing"
+    print(f"tuned on {'training' if known else 'validation'} slices: {listed}")
     methods = dict([task.start]) | baselines | {name: network.eval()}
     metrics, images = score_methods(settings, methods, val_set, train_set)
     return metrics | tuned, images

@@ -44,11 +44,15 @@ def find_leaks(train: Sequence[Volume], val: Sequence[Volume]) -> list[str]:
     return leaks
 
 
-def check_split(train: Sequence[Volume], val: Sequence[Volume]) -> None:
-    """Raise BadInput if a subject, a file name or a slice is on both sides, or if a file has no reference."""
-    for volume in [*train, *val]:
-        if not volume.has_reference:
-            raise BadInput(f"{volume.path}: a test file without reference: take it out of train/ and val/")
+def check_split(train: Sequence[Volume], val: Sequence[Volume], references: bool = True) -> None:
+    """Raise BadInput if a subject, a file name or a slice is on both sides, or if a file has no reference.
+
+    references: whether the training files too need one.
+    """
+    for volumes, mend in ((train if references else [], ", or train with --loss ssdu"), (val, "")):
+        for volume in volumes:
+            if not volume.has_reference:
+                raise BadInput(f"{volume.path}: a test file without reference: take it out of train/ and val/{mend}")
     leaks = find_leaks(train, val)
     if leaks:
         raise BadInput(leaks[0] + (f" (and {len(leaks) - 1} more files)" if leaks[1:] else ""))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mri_parts.basics import BadInput, replace_file
 from mri_parts.fourier import center_crop, crop_readout, fft2c, ifft2c
-from mri_parts.masks import sampling_mask
+from mri_parts.masks import sampling_mask, split_lines
 from mri_parts.processes import gather, own_share, progress, rank_and_size, wait_for_all
 from mri_parts.volumes import DEFAULT_AXES, Volume
 
@@ -190,6 +190,8 @@ class SliceDataset(torch.utils.data.Dataset):
         vary_phase: give each slice another phase of a gradient echo (see susceptibility_phase); needs a seed.
         skip: a file that turns out to be unreadable is named once; from then on the next readable slice of
             the same size stands in for each of its slices. Otherwise it raises BadInput.
+        hide: share of the measured lines that a network is not shown, but judged by (SSDU: notebook 17); 0: none.
+            `target` is then k-space, complex64 ([batch,] H, W), of these lines only. Needs a seed, and no reference.
     Attributes:
         unreadable: numbers of the volumes left out so.
         warnings: what a look at the files found, for metrics.json; None where nobody looked yet.
@@ -206,8 +208,9 @@ class SliceDataset(torch.utils.data.Dataset):
         augment: bool = False,
         skip: bool = False,
         vary_phase: bool = False,
+        hide: float = 0.0,
     ) -> None:
-        self.volumes, self.seed = list(volumes), seed
+        self.volumes, self.seed, self.hide = list(volumes), seed, hide
         self._epoch = torch.zeros((), dtype=torch.long)
         self.skip, self.unreadable = skip, set[int]()
         self.warnings: list[str] | None = None
@@ -302,13 +305,19 @@ class SliceDataset(torch.utils.data.Dataset):
         mask = volume.mask if volume.mask is not None else sampling_mask(self.mask, kspace.shape, *sampling, mask_seed)
         sampled = mask & acquired
         sampled = sampled.reshape(*[1] * (kspace.ndim - sampled.ndim), *sampled.shape)
-        possible = acquired.sum() * (sampled.numel() // sampled.shape[-1])
+        acceleration = acquired.sum() * (sampled.numel() // sampled.shape[-1]) / sampled.sum()
+        kspace = kspace * sampled.to(kspace.dtype)  # a quarter of the time of torch.where
+        if self.hide:
+            drawn = int(np.random.RandomState((*mask_seed, 2)).randint(2**31))  # not the stream of the mask
+            sampled, hidden = split_lines(sampled, self.hide, torch.Generator().manual_seed(drawn))
+            peak = float(ifft2c(kspace).abs().max())  # the reference has no say
+            kspace, target = kspace * sampled.to(kspace.dtype), kspace * hidden.to(kspace.dtype)
         return Sample(
-            kspace=kspace * sampled.to(kspace.dtype),  # a quarter of the time of torch.where
+            kspace=kspace,
             mask=sampled | ~acquired,
             target=target,
             maximum=torch.tensor(peak),
-            acceleration=possible / sampled.sum(),
+            acceleration=acceleration,
             volume=torch.tensor(v),
             slice=torch.tensor(s),
             axes=volume.axes[1:],

@@ -224,6 +224,23 @@ def _bisect(draw: Callable[[float], np.ndarray], low: float, high: float, target
 # --- 1-D kinds: lines along H ----------------------------------------------
 
 
+def split_lines(mask: Tensor, share: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Measured lines in two parts: those to see, the central six among them, and those to be judged by, one at least.
+
+    Args:
+        mask: bool (..., W).
+        share: of the lines outside the centre that are to judge, on average.
+        random: what the draw comes from.
+    Returns:
+        two masks like `mask`.
+    """
+    place = torch.arange(mask.shape[-1], device=mask.device) - mask.shape[-1] // 2
+    score = torch.rand(mask.shape, generator=random).to(mask.device)
+    score = score.masked_fill(~mask | ((place >= -3) & (place < 3)), 2)
+    hidden = (score <= score.amin(-1, keepdim=True).clamp(min=share)) & (score < 2)
+    return mask & ~hidden, hidden
+
+
 def _random(shape: Shape, acceleration: float, center_fraction: float, rng: Rng) -> np.ndarray:
     """A coin toss for every line outside the centre; R holds on average, centre included (Zbontar 2018)."""
     center = _center(shape, center_fraction, acceleration)

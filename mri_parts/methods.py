@@ -22,6 +22,7 @@ from mri_parts.basics import BadInput, choose, mean
 from mri_parts.classical import low_rank, total_variation, wavelet
 from mri_parts.dataset import Sample, SliceDataset
 from mri_parts.fourier import center_crop, fft2c, ifft2c
+from mri_parts.masks import split_lines
 from mri_parts.metrics import METRICS, measure, ssim
 from mri_parts.processes import gather, own_share, progress
 from mri_parts.scanner import noise_free
@@ -90,23 +91,6 @@ def mirrored(method: Method) -> Method:
         return center_crop(torch.stack(images).mean(0), size)
 
     return combined
-
-
-def split_lines(mask: Tensor, share: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Measured lines in two parts: those to see, the central six among them, and those to be judged by, one at least.
-
-    Args:
-        mask: bool (..., W).
-        share: of the lines outside the centre that are to judge, on average.
-        random: what the draw comes from.
-    Returns:
-        two masks like `mask`.
-    """
-    place = torch.arange(mask.shape[-1], device=mask.device) - mask.shape[-1] // 2
-    score = torch.rand(mask.shape, generator=random).to(mask.device)
-    score = score.masked_fill(~mask | ((place >= -3) & (place < 3)), 2)
-    hidden = (score <= score.amin(-1, keepdim=True).clamp(min=share)) & (score < 2)
-    return mask & ~hidden, hidden
 
 
 def adapted(
@@ -212,15 +196,23 @@ def tune(
 def reconstruct(method: Method, batch: Sample, precision: str = "float32") -> Tensor:
     """Magnitude images (batch, [frames ..,] h, w) float32 of a batch; precision as train.py's parameter.
 
+    Where the batch's target is k-space, because lines are hidden (see SliceDataset), k-space (batch, H, W) complex64.
+
     Raises:
-        BadInput: the method says which axes it takes (a network does: `axes`), and the batch has others.
+        BadInput: the method says which axes it takes (a network does: `axes`), and the batch has others; or k-space
+            is asked for, and the method returns magnitudes.
     """
     axes = getattr(method, "axes", batch.axes)
     if axes != batch.axes:
         raise BadInput(f"k-space is ({', '.join(batch.axes)}), this network takes ({', '.join(axes)}): choose another")
     device = batch.kspace.device.type
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-        return method(batch.kspace, batch.mask, batch.target.shape[-2:]).abs().float()
+        image = method(batch.kspace, batch.mask, batch.target.shape[-2:])
+    if not batch.target.is_complex():
+        return image.abs().float()
+    if not image.is_complex():
+        raise BadInput("loss ssdu compares k-space, and this network returns magnitudes: take another model, or loss")
+    return fft2c(image)
 
 
 @torch.inference_mode()

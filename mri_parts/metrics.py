@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mri_parts.basics import BadInput, mean
+from mri_parts.basics import BadInput, mean, read_call
 
 
 class _WindowSums(torch.autograd.Function):
@@ -221,12 +221,36 @@ def ssim_loss(prediction: Tensor, target: Tensor, data_range: Tensor | float = 1
     return 1 - ssim_map(target, prediction, data_range).mean()
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+def ssdu_loss(prediction: Tensor, target: Tensor, share: float = 0.5) -> Tensor:
+    """Mean distance of the samples of k-space that were hidden from the network: all that are not zero in `target`.
+
+    Self-supervision via data undersampling: Yaman et al. 2020, MRM 84(6); notebook 17. `share` is what SliceDataset
+    hides, see hidden_share.
+    """
+    hidden = target != 0
+    return ((prediction - target) * hidden).abs().sum() / hidden.sum().clamp(min=1)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "l1": nn.functional.l1_loss,
     "l2": nn.functional.mse_loss,
     "ssim": ssim_loss,
     "l1_ssim": lambda prediction, target: nn.functional.l1_loss(prediction, target) + ssim_loss(prediction, target),
+    "ssdu": ssdu_loss,  # of k-space, and without references
 }
+
+
+def hidden_share(loss: str) -> float:
+    """The share of the measured lines that a loss such as "ssdu(share=0.4)" wants hidden in training; 0 for the others.
+
+    Raises:
+        BadInput: a share that leaves nothing to see, or nothing to guess.
+    """
+    name, options = read_call(loss, "loss")
+    share = options.get("share", 0.5) if name == "ssdu" else 0.0
+    if name == "ssdu" and not (isinstance(share, (int, float)) and 0 < share < 1):
+        raise BadInput(f"loss {loss!r}: use a share between 0 and 1, such as ssdu(share=0.5)")
+    return float(share)
 
 
 def bootstrap_interval(

@@ -14,6 +14,7 @@ from mri_parts.checks import centre_share, check_split, check_table, look_at_all
 from mri_parts.dataset import SliceDataset, cache_volumes
 from mri_parts.figures import format_table, save_figure, show_seen
 from mri_parts.methods import Machine, Method, classical_method, tune, zero_filled
+from mri_parts.metrics import hidden_share
 from mri_parts.networks import MODEL_DEFAULTS, MODELS, model_arguments, model_axes
 from mri_parts.scanner import demo_data
 from mri_parts.training import read_checkpoint
@@ -109,6 +110,8 @@ def settle(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> SimpleNames
     if settings.upscale_factor != 1 and "upscale_factor" not in task.settings:
         raise BadInput(f"task {task_name!r} has no upscale_factor: leave it out, or choose task super_resolution")
     _check_numbers(settings)
+    if hidden_share(settings.loss) and (task_name != "single_coil" or settings.tv_weight or settings.adversary):
+        raise BadInput("loss ssdu judges the k-space of task single_coil: leave out tv_weight, adversary, other tasks")
     task.check(settings, given)
     return settings
 
@@ -139,7 +142,7 @@ def data_folder(task: str, data: str) -> Path:
 
 
 def read_data(
-    task: str, data: str, centre: float = 0.08, skip: bool = False, cache: str = ""
+    task: str, data: str, centre: float = 0.08, skip: bool = False, cache: str = "", references: bool = True
 ) -> tuple[list[Volume], list[Volume], list[str]]:
     """Training and validation volumes after a look at all of them, read from a cache where `cache` names a folder.
 
@@ -148,6 +151,7 @@ def read_data(
         centre: share of the columns that the masks will keep around DC, see centre_share.
         skip: leave broken files and empty slices out, instead of refusing.
         cache: folder for slices ready to train with; "": none.
+        references: whether the training files must have them; without, files that were undersampled may teach too.
     Returns:
         both, and the warnings that the files give rise to, a line each.
     Raises:
@@ -160,7 +164,7 @@ def read_data(
     except BadInput as error:
         raise all_faults([*broken, str(error)]) from error
     (train, val), warnings = look_at_all(groups, centre, skip, broken)
-    check_split(train, val)
+    check_split(train, val, references)
     if cache:
         train, val = cache_volumes(train, cache), cache_volumes(val, cache)
     return train, val, warnings

@@ -474,6 +474,62 @@ def test_training_lowers_the_loss(tiny, tmp_path):
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
+@pytest.fixture(scope="module")
+def without_references(tiny, tmp_path_factory):
+    """The tiny data with training files as a scanner leaves them that skips lines: a mask, and no reference."""
+    folder = tmp_path_factory.mktemp("without_references")
+    shutil.copytree(tiny / "val", folder / "val")
+    for number, volume in enumerate(mri.read_folder(tiny / "train")):
+        kspace = torch.stack([volume.kspace(i) for i in range(len(volume))])
+        mask = mri.sampling_mask("random", kspace.shape[-2:], 3, 0.12, seed=number)
+        about = {"acquisition": volume.acquisition, "patient_id": volume.patient_id, "mask": mask}
+        mri.write_volume(folder / "train" / volume.path.name, kspace * mask, target_size=volume.target_size, **about)
+    return folder
+
+
+def test_hidden_lines_are_lines_of_the_scan(without_references):
+    """What is seen and what is asked for make up the scan, each measured line once; another epoch splits otherwise."""
+    volumes = mri.read_folder(without_references / "train")
+    whole, split = (mri.SliceDataset(volumes, "random", 4, 0.1, seed=0, hide=share) for share in (0, 0.5))
+    first = [split[i] for i in range(len(split))]
+    for i, (scan, sample) in enumerate(zip(whole, first)):
+        hidden = (sample.target != 0).any(-2, keepdim=True)
+        assert hidden.any() and not (hidden & sample.mask).any() and sample.kspace.any()
+        assert torch.equal(sample.kspace + sample.target, scan.kspace)
+        assert torch.equal(sample.mask | hidden, scan.mask) and not (sample.target * sample.mask).any()
+        assert float(sample.maximum) == pytest.approx(float(mri.ifft2c(scan.kspace).abs().max()))
+        assert torch.equal(split[i].kspace, sample.kspace)
+    split.epoch = 1
+    assert any(not torch.equal(split[i].mask, sample.mask) for i, sample in enumerate(first))
+
+
+def test_training_without_references(without_references, tmp_path, capsys):
+    """Scans with missing lines teach a network to guess lines; it is scored where there are references."""
+    changes = {"data": without_references, "loss": "ssdu(share=0.4)", "train_slices": 0, "lr": 0.005}
+    _, state = only_train(**changes, out=tmp_path / "long", epochs=60)
+    losses = [row["train_loss"] for row in state.history]
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+    importlib.import_module("train").run(**as_given(SMALL | changes | {"data": str(without_references), "epochs": 1,
+                                                                        "out": str(tmp_path / "run")}))  # fmt: skip
+    assert "tuned on validation slices: tv_weight" in capsys.readouterr().out
+    assert "unet" in mri.read_run(tmp_path / "run").metrics["methods"]
+
+
+def test_training_without_references_is_refused_where_it_cannot_be(without_references, tmp_path):
+    for changes, message in {
+        ("loss", "ssim"): "a test file without reference: take it out of train/ and val/, or train with --loss ssdu",
+        ("loss", "ssdu(share=1)"): "use a share between 0 and 1",
+        ("tv_weight", 0.1): "leave out tv_weight",
+        ("task", "multi_coil"): "leave out tv_weight, adversary, other tasks",
+        ("model", "magnitude_unet"): "this network returns magnitudes",
+    }.items():
+        given = {"data": without_references, "loss": "ssdu", "out": tmp_path / "run"} | dict([changes])
+        if changes[0] == "task":
+            given |= {"model": "varnet", "features": 0, "levels": 0}
+        with pytest.raises(mri.BadInput, match=re.escape(message)):
+            only_train(**given)
+
+
 def test_real_scans(real, tmp_path):
     module = importlib.import_module("train")
     changes = {"data": str(real / "brain_ulf_singlecoil"), "epochs": 1, "out": str(tmp_path / "run")}
