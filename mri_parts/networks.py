@@ -284,8 +284,10 @@ def normalize(x: Tensor, clamp: float = math.inf) -> tuple[Tensor, Tensor, Tenso
     Returns:
         normalised x, mean (..., 1, 1), std (..., 1, 1).
     """
-    mean, std = x.mean((-2, -1), keepdim=True), x.std((-2, -1), keepdim=True)
-    return ((x - mean) / (std + 1e-11)).clamp(-clamp, clamp), mean, std
+    mean = x.mean((-2, -1), keepdim=True)
+    centred = x - mean
+    std = (centred.square().sum((-2, -1), keepdim=True) / (math.prod(x.shape[-2:]) - 1)).sqrt()  # twice as fast as x.std
+    return (centred / (std + 1e-11)).clamp(-clamp, clamp), mean, std
 
 
 def as_channels(image: Tensor) -> Tensor:
