@@ -221,9 +221,6 @@ def _bisect(draw: Callable[[float], np.ndarray], low: float, high: float, target
     return best
 
 
-# --- 1-D kinds: lines along H ----------------------------------------------
-
-
 def split_lines(mask: Tensor, share: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
     """Measured lines in two parts: those to see, the central six among them, and those to be judged by, one at least.
 
@@ -239,6 +236,9 @@ def split_lines(mask: Tensor, share: float, random: torch.Generator) -> tuple[Te
     score = score.masked_fill(~mask | ((place >= -3) & (place < 3)), 2)
     hidden = (score <= score.amin(-1, keepdim=True).clamp(min=share)) & (score < 2)
     return mask & ~hidden, hidden
+
+
+# --- 1-D kinds: lines along H ----------------------------------------------
 
 
 def _random(shape: Shape, acceleration: float, center_fraction: float, rng: Rng) -> np.ndarray:
