@@ -106,7 +106,8 @@ def main():
         notebooks = folder / "root" / "notebooks"
         notebooks.mkdir(parents=True)
         for path in lab.NOTEBOOKS:
-            own = {"data": str(lab.data(folder, 320)), "hearts": str(folder / "hearts")}
+            own = {"data": str(lab.data(folder, 320))}
+            own |= {name: str(folder / name) for name in ("hearts", "breathing_hearts")}
             lab.prepare(path, notebooks, lab.SMALL | own)
         with lab.served(notebooks.parent) as address:
             for name in wanted:

@@ -129,10 +129,78 @@ def test_matrix_changes_the_resolution_only():
     assert float(ratio.abs()) > 0.999
 
 
-@pytest.mark.parametrize("arguments", [dict(matrix=33), dict(matrix=0), dict(frames=0)])
-def test_hearts_that_cannot_be_scanned(arguments):
-    with pytest.raises(mri.BadInput):
+BAD = [
+    (dict(matrix=33), "matrix"),
+    (dict(matrix=0), "matrix"),
+    (dict(frames=0), "frames"),
+    (dict(breathing=-1), "breathing must be 0 to 12, got -1"),
+    (dict(breathing=13), "breathing must be 0 to 12, got 13"),
+    (dict(irregular=math.nan), "irregular must be 0 to 0.25, got nan"),
+    (dict(irregular=0.3), "irregular must be 0 to 0.25, got 0.3"),
+    (dict(beats=0), "beats must be 0.1 to 1000, got 0"),
+]
+
+
+@pytest.mark.parametrize("arguments, words", BAD)
+def test_hearts_that_cannot_be_scanned(arguments, words):
+    with pytest.raises(mri.BadInput) as error:
         mri.simulate_cine(0, **dict(frames=1, matrix=16) | arguments)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_quiet_hearts_are_those_of_old():
+    """What was simulated before hearts could breathe; and what the breath draws moves nothing else."""
+    film, info = mri.simulate_cine(3, frames=4, matrix=32)
+    old = [0.6088 - 0.0850j, 0.4310 - 0.0637j, 0.3870 - 0.0530j, 0.3784 - 0.0768j]
+    assert film[:, 12, 16].numpy() == pytest.approx(np.array(old), abs=1e-4)
+    nearly, more = mri.simulate_cine(3, frames=4, matrix=32, breathing=1e-9, irregular=1e-9)
+    assert torch.allclose(film, nearly, atol=1e-5)  # the same anatomy and noise
+    assert info["contraction"] == pytest.approx(more["contraction"]) and info["breath"] == [0] * 4
+
+
+def edge(film, rows, columns):
+    """Where the brightness of a stack of columns crosses half of its way, as rows with fractions; one per frame."""
+    line = film[:, rows, columns].mean(-1)
+    half = (line[:, :1] + line[:, -1:]) / 2
+    above = (line - half) * (line[:, -1:] - line[:, :1]) > 0
+    after = np.argmax(above, 1)
+    low, high = (np.take_along_axis(line - half, k[:, None], 1)[:, 0] for k in (after - 1, after))
+    return rows.start + after - 1 + low / (low - high)
+
+
+def test_breath_moves_the_liver_and_not_the_spine():
+    film, info = mri.simulate_cine(10_000, frames=15, matrix=128, noise=0, breathing=8, beats=5)
+    film, breath = film.abs().numpy(), np.array(info["breath"])
+    assert breath.min() < 0.02 and breath.max() > 0.9  # the film holds a whole breath
+    dome = edge(film, slice(52, 78), slice(38, 42)) * info["voxel_mm"]
+    shift = dome - dome[breath.argmin()]
+    assert shift == pytest.approx(8 * breath, abs=0.8)
+    chest = edge(film, slice(10, 26), slice(62, 66)) * info["voxel_mm"]
+    assert chest - chest[breath.argmin()] == pytest.approx(-0.3 * 8 * breath, abs=0.8)
+    resting = np.ptp(film[:, 84:125, 56:76], 0)  # canal of the spine and what is behind it
+    assert resting.max() < 0.1 * np.ptp(film, 0).max() and np.ptp(film[:, 50:80], 0).max() > 0.5
+    still, _ = mri.simulate_cine(10_000, frames=15, matrix=128, noise=0, beats=5)
+    assert np.ptp(edge(still.abs().numpy(), slice(52, 78), slice(38, 42))) < 0.05
+
+
+def test_irregular_beats():
+    """Their lengths spread as asked, about the usual mean; systole lasts as long as ever; the film does not close."""
+    given = dict(frames=4000, matrix=2, beats=200, noise=0)
+    (_, same), (_, other) = (mri.simulate_cine(7, irregular=x, **given) for x in (0, 0.1))
+    lengths, systoles = {}, {}
+    for name, info in (("same", same), ("other", other)):
+        s = np.array(info["contraction"])
+        begins = np.flatnonzero((s[1:] >= 0.1) & (s[:-1] < 0.1)) / 20
+        ends = np.flatnonzero((s[1:] <= 0.95) & (s[:-1] > 0.95)) / 20
+        lengths[name] = np.diff(begins)
+        systoles[name] = [ends[ends > b][0] - b for b in begins[:-1]]
+    assert lengths["same"] == pytest.approx(np.ones(len(lengths["same"])), abs=0.051)
+    assert lengths["other"].std() == pytest.approx(0.1, abs=0.02)
+    assert lengths["other"].mean() == pytest.approx(1, abs=0.03)
+    assert np.std(systoles["other"]) < 0.04
+    (_, quiet), (_, uneven) = (mri.simulate_cine(7, frames=12, matrix=2, irregular=x) for x in (0, 0.1))
+    assert quiet["contraction"][0] == pytest.approx(uneven["contraction"][0])
+    assert np.abs(np.subtract(quiet["contraction"], uneven["contraction"])).max() > 0.05
 
 
 def test_demo_data_are_made_once(hearts, capsys):
@@ -140,6 +208,18 @@ def test_demo_data_are_made_once(hearts, capsys):
     mri.demo_cine(hearts, train=1, val=1, frames=3, matrix=16)
     assert (hearts / "val" / "cine.npz").stat().st_mtime_ns == before and capsys.readouterr().out == ""
     mri.check_split(mri.read_cine(hearts / "train"), mri.read_cine(hearts / "val"))
+
+
+def test_demo_data_that_breathe(hearts, tmp_path):
+    moving = mri.demo_cine(tmp_path / "breathing", train=0, val=2, frames=6, matrix=32, breathing=8, irregular=0.1)
+    given = dict(frames=6, matrix=32, breathing=8, irregular=0.1)
+    expected = mri.simulate_cine(10_001, **given)[0].abs()
+    assert torch.allclose(mri.read_cine(moving / "val")[1].target(0), expected, atol=1e-5)
+    assert not torch.allclose(mri.read_cine(hearts / "val")[1].target(0), expected, atol=0.1)
+    with pytest.raises(mri.BadInput, match="holds quiet hearts"):
+        mri.demo_cine(breathing=8)
+    with pytest.raises(mri.BadInput, match="holds quiet hearts"):
+        mri.demo_cine(mri.ROOT / "data" / ".." / "data" / "demo_cine", irregular=0.1)
 
 
 # --- cine.npz ----------------------------------------------------------------

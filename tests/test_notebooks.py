@@ -55,6 +55,7 @@ def test_runs_from_a_foreign_directory(path, tiny, tmp_path):
         "out": str(tmp_path / "run"),
         "answers": str(tmp_path / "answers.json"),
         "hearts": str(tmp_path / "hearts"),
+        "breathing_hearts": str(tmp_path / "breathing_hearts"),
     }
     parameters = {name: value for name, value in (lab.SMALL | own).items() if name in known}
     before = lab.everything_here()
