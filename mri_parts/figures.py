@@ -68,6 +68,7 @@ METHOD_STYLES: dict[str, tuple[str, int]] = {
     "cine_dual_unet": ("dual U-Net", 4),
     "cine_unrolled": ("unrolled network", 2),
     "cine_view_sharing": ("unrolled, from the sliding window", 5),
+    "cine_breathing": ("unrolled, breathing hearts", 0),
     "varnet": ("variational network", 0),
     "modl": ("MoDL", 2),
     "rss_unet": ("U-Net on coil images", 0),

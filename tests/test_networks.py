@@ -483,6 +483,7 @@ SHIPPED = {  # checkpoints from before models were written as calls -> the call 
     "cine_dual_unet": "cine_dual_unet(features=16, levels=3)",
     "cine_unrolled": "cine_unrolled(start='temporal_tv')",
     "cine_view_sharing": "cine_unrolled",
+    "cine_breathing": "cine_unrolled(start='temporal_tv')",
     "varnet": "varnet",
     "unrolled_varied": "unrolled(inner='resnet', shuffle=2, features=32, stages='2x2', cascades=6, memory=8)",
     "unrolled_tv": (
