@@ -184,7 +184,7 @@ def test_breath_moves_the_liver_and_not_the_spine():
 
 
 def test_irregular_beats():
-    """Their lengths spread as asked, about the usual mean; systole lasts as long as ever; a film of one beat differs."""
+    """Their lengths spread as asked, about one; systole lasts as long as ever; a film of one beat differs."""
     given = dict(frames=4000, matrix=2, beats=50, noise=0)
     (_, same), (_, other) = (mri.simulate_cine(7, irregular=x, **given) for x in (0, 0.1))
     lengths, systoles = {}, {}
