@@ -320,6 +320,7 @@ from mri_parts.coils import (
     SENSITIVITIES,
     calibration_columns,
     compress_coils,
+    ending_measured,
     espirit_maps,
     g_factor,
     grappa,
@@ -329,6 +330,7 @@ from mri_parts.coils import (
     prewhiten,
     ratio_maps,
     sensitivity_maps,
+    whitened_copy,
     zero_filled_rss,
 )
 

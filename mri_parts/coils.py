@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import h5py
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mri_parts.basics import ROOT, BadInput, choose
+from mri_parts.basics import ROOT, BadInput, choose, new_folder
 from mri_parts.classical import Acquisition, _distances, _eigh, keep_measured, sense, total_variation
 from mri_parts.dataset import SliceDataset
 from mri_parts.fourier import center_crop, ifft2c, rss, rss_of_kspace
@@ -19,9 +24,10 @@ from mri_parts.masks import effective_acceleration, mask_kinds
 from mri_parts.methods import Machine, Method, tune
 from mri_parts.metrics import psnr
 from mri_parts.networks import MODELS, MagnitudeNetwork, Unrolled, as_channels, as_complex, inner_network
+from mri_parts.processes import progress
 from mri_parts.scanner import demo_data
 from mri_parts.tasks import TASKS, Task
-from mri_parts.volumes import DEFAULT_AXES
+from mri_parts.volumes import DEFAULT_AXES, Volume, read_folder
 
 # Several coils. Each sees the image through its own sensitivity, so that unmeasured samples can be told from
 # measured ones (Pruessmann et al. 1999, MRM 42(5)). What a coil's sensitivity is has to be measured too: here
@@ -48,6 +54,59 @@ def prewhiten(kspace: Tensor, covariance: Tensor) -> Tensor:
     """
     inverse = torch.linalg.inv(_noise_factor(covariance).to(kspace.dtype))
     return torch.einsum("ij,...jhw->...ihw", inverse, kspace)
+
+
+def whitened_copy(folder: str | Path, out: str | Path) -> Path:
+    """A copy of a multi-coil data set whose coils are whitened, each file by its noise scan; see prewhiten.
+
+    So all methods get the same virtual coils, whose root-sum-of-squares is the reference. They have the noise of the
+    old coils on average (rms), not of variance 1: numbers keep their size, and coils whose noise was independent and
+    equally loud stay as they were. Simulated files also get the attribute `mixing`, (coils, coils) complex, the
+    virtual coils made of the old ones, for noise_free. Left out are `sensitivities`, which are those of the old
+    coils, and references of undersampled files, which cannot be made anew. The rest of a file is copied.
+
+    Args:
+        folder: of files in fastMRI's layout, or of folders with such files, such as train/ and val/.
+        out: a new folder.
+    Returns:
+        out.
+    Raises:
+        BadInput: a file without a noise scan, or with a coil without noise of its own; out is there already.
+    """
+    out = Path(out)
+    with new_folder(out) as building:
+        for volume in progress(read_folder(folder), "whitening"):
+            path = building / volume.path.relative_to(folder)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_whitened(volume, path)
+    return out
+
+
+def _write_whitened(volume: Volume, path: Path) -> None:
+    """One file of whitened_copy."""
+    noise = volume.noise()
+    if noise is None:
+        raise BadInput(f"{volume.path}: no noise scan to whiten by: leave the file out, or add it as data set `noise`")
+    covariance = noise_covariance(noise)
+    level = covariance.diagonal().real.mean().sqrt()
+    mixing = level * prewhiten(torch.eye(len(noise)).to(noise.dtype)[..., None], covariance)[..., 0]
+    axis = volume.axes.index("coils") - 1  # of one slice
+    slices = [torch.tensordot(mixing, volume.kspace(i), ([1], [axis])).movedim(0, axis) for i in range(len(volume))]
+    replaced = {"kspace": torch.stack(slices), "noise": mixing @ noise}
+    about: dict[str, Any] = {}
+    if volume.has_reference and volume.mask is None:
+        images = (center_crop(ifft2c(kspace), volume.target_size) for kspace in slices)
+        replaced[volume.target_key or "reconstruction_rss"] = target = torch.stack([*map(volume.magnitude, images)])
+        about = {"max": float(target.max()), "norm": float(target.norm())}
+    if "simulated" in volume.attributes:
+        about["mixing"] = mixing.numpy() @ volume.attributes.get("mixing", np.eye(len(noise), dtype=np.complex64))
+    shutil.copyfile(volume.path, path)
+    with h5py.File(path, "r+") as file:
+        for name in {*replaced, volume.target_key, "sensitivities"} & {*file}:
+            del file[name]  # HDF5 writes what comes next into its place
+        for name, values in replaced.items():
+            file[name] = values.numpy()
+        file.attrs.update(about)
 
 
 def _noise_factor(covariance: Tensor) -> Tensor:
@@ -471,6 +530,22 @@ class VariationalNetwork(Unrolled):
         images = center_crop(images, size)
         # The tiny summand keeps the gradient finite where all coils are 0.
         return (images.abs().square().sum(1) + torch.finfo(torch.float32).tiny).sqrt()
+
+
+def ending_measured(network: nn.Module) -> nn.Module:
+    """A copy of a network for coils whose last step puts the measured samples back as they are.
+
+    The methods of PARALLEL end like this. By itself such a network (`consistency` soft or sense) goes a learned part
+    of the way.
+
+    Raises:
+        BadInput: another network. One that returns a magnitude of magnitudes has no samples to put back.
+    """
+    if not hasattr(network, "step"):
+        raise BadInput(f"{type(network).__name__} has no last step towards the measured samples: take varnet or modl")
+    ended = copy.deepcopy(network)
+    ended.get_parameter("step").data.view(-1)[-1] = math.inf  # of which the sigmoid, the part of the way, is 1
+    return ended
 
 
 class RssNetwork(MagnitudeNetwork):

@@ -72,6 +72,8 @@ METHOD_STYLES: dict[str, tuple[str, int]] = {
     "varnet": ("variational network", 0),
     "modl": ("MoDL", 2),
     "rss_unet": ("U-Net on coil images", 0),
+    "varnet_learned_step": ("variational network, learned last step", 0),
+    "modl_learned_step": ("MoDL, learned last step", 2),
     # means of two images, or of mirrored ones
     "unrolled_tv_mirrored": ("unrolled, from total variation, mirrored", 4),
     "modl+tv_sense": ("mean of MoDL and TV-SENSE", 5),

@@ -533,7 +533,7 @@ def noise_free(volume: Volume, index: int) -> Tensor | None:
     """Slice `index` of a simulated scan without its noise, which is drawn again from the seed and taken away.
 
     Args:
-        volume: of a file that demo_data wrote.
+        volume: of a file that demo_data wrote, or whitened_copy made of it.
     Returns:
         k-space as Volume.cropped has it, complex64 ([coils,] h, W); None if the file is no such one, or was changed,
         or is of a varied head.
@@ -546,6 +546,10 @@ def noise_free(volume: Volume, index: int) -> Tensor | None:
     size = int(about["seed"]), slices, matrix, volume.shape[-1], coils
     noise = _noise_again(*size, float(about["noise_std"]), float(about["snr"]), volume.shape[-2])
     noise, kspace = noise[volume.kept[index] if volume.kept else index], volume.kspace(index)
+    if "mixing" in about:  # the coils are virtual ones
+        if np.shape(about["mixing"]) != (coils, coils):
+            return None
+        noise = torch.einsum("ij,jhw->ihw", torch.as_tensor(about["mixing"]).to(noise.dtype), noise)
     # Another scan's noise would add to the energy instead of taking from it.
     if about["noise_std"] and (noise.shape != kspace.shape or not (kspace - noise).norm() < kspace.norm()):
         return None

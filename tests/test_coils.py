@@ -1,7 +1,9 @@
 """Several coils: the simulated array, sensitivity maps, SENSE, GRAPPA, the variational network, the task multi_coil."""
 
+import dataclasses
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -114,6 +116,82 @@ def test_files_in_fastmri_layout(files):
     assert (
         mri.noise_covariance(noise).diagonal().abs() / mri.noise_covariance(air).diagonal().abs()
     ).log().abs().max() < 1
+
+
+def noise_of(path, **changed):
+    """A copy's file without some data sets, or with others."""
+    with h5py.File(path, "r+") as file:
+        for name, values in changed.items():
+            if name in file:
+                del file[name]
+            if values is not None:
+                file[name] = values
+
+
+def test_a_whitened_copy(files, tmp_path):
+    """Independent, equally loud noise, in the noise scan and in the scan; a new reference; the rest is as it was."""
+    out = mri.whitened_copy(files, tmp_path / "white")
+    old, new = (mri.read_folder(folder) for folder in (files, out))
+    assert [v.path.relative_to(files) for v in old] == [v.path.relative_to(out) for v in new] and len(new) == 5
+    for before, after in zip(old, new):
+        covariance, was = (mri.noise_covariance(volume.noise()) for volume in (after, before))
+        level = was.diagonal().real.mean()  # the noise is as loud as before
+        assert (was / level - torch.eye(4)).abs().max() > 0.3
+        assert torch.allclose(covariance, level * torch.eye(4) + 0j, atol=1e-5 * float(level))
+        expected = mri.prewhiten(before.kspace(1), was) * level.sqrt()
+        assert torch.allclose(after.kspace(1), expected, atol=1e-6 * float(expected.abs().max()))
+        image = mri.rss(mri.center_crop(mri.ifft2c(after.kspace(1)), (48, 48)))
+        assert torch.allclose(after.target(1), image) and after.target_key == "reconstruction_rss"
+        assert after.maximum == pytest.approx(max(float(after.target(i).max()) for i in range(2)))
+        about = {name: value for name, value in before.attributes.items() if name not in ("max", "norm")}
+        assert about.items() <= {k: v for k, v in after.attributes.items() if k != "mixing"}.items()
+        assert (after.shape, after.target_size, after.columns) == (before.shape, before.target_size, before.columns)
+        # The noise that is drawn again goes through the same mixing: what is left is the old truth, mixed.
+        truth = torch.einsum("ij,jhw->ihw", torch.from_numpy(after.attributes["mixing"]), mri.noise_free(before, 0))
+        assert torch.allclose(mri.noise_free(after, 0), truth, atol=1e-5 * float(truth.abs().max()))
+    again = mri.read_folder(mri.whitened_copy(out, tmp_path / "again"))[0]  # nothing left to do
+    assert torch.allclose(again.kspace(0), new[0].kspace(0), atol=1e-5)
+    assert torch.allclose(mri.noise_free(again, 0), mri.noise_free(new[0], 0), atol=1e-5)
+    about = new[0].attributes | {"mixing": np.eye(3)}  # of other coils
+    assert mri.noise_free(dataclasses.replace(new[0], attributes=about), 0) is None
+
+
+def test_equal_coils_stay_as_they_are(tmp_path, random):
+    """Noise that is independent and equally loud already; a file with a mask, and so without a reference."""
+    noise = torch.linalg.qr(random(50, 3))[0].mT  # of covariance 1 / 50
+    about = {"target_size": (12, 12), "acquisition": "own", "patient_id": "a", "noise": 0.3 * noise}
+    kspace, mask = random(2, 3, 16, 12), torch.arange(12) % 2 == 0
+    mri.write_volume(tmp_path / "in" / "full.h5", kspace, **about, attributes={"field": 3.0})
+    mri.write_volume(tmp_path / "in" / "test.h5", kspace, **about, mask=mask)
+    noise_of(tmp_path / "in" / "full.h5", sensitivities=np.ones((2, 3, 16, 12), np.complex64))
+    full, masked = mri.read_folder(mri.whitened_copy(tmp_path / "in", tmp_path / "out"))
+    old = mri.read_volume(tmp_path / "in" / "full.h5")
+    for index in (0, 1):
+        assert torch.allclose(full.kspace(index), kspace[index], atol=1e-5)
+        assert torch.allclose(full.target(index), old.target(index), atol=1e-5)
+        assert torch.allclose(masked.kspace(index), kspace[index] * mask, atol=1e-5)
+    assert masked.mask.equal(mask) and not masked.has_reference and full.has_reference
+    assert full.attributes["field"] == 3 and "mixing" not in full.attributes
+    with h5py.File(full.path) as file:
+        assert set(file) == {"ismrmrd_header", "kspace", "noise", "reconstruction_rss"}  # no old coils' sensitivities
+        assert file["kspace"].dtype == np.complex64 and full.path.stat().st_size < 1.2 * old.path.stat().st_size
+
+
+def test_coils_that_cannot_be_whitened_are_told(files, tiny, tmp_path):
+    folder = tmp_path / "in"
+    shutil.copytree(files, folder)
+    broken = sorted(folder.glob("val/*.h5"))[1]
+    noise_of(broken, noise=np.ones((4, 9), np.complex64))
+    with pytest.raises(mri.BadInput, match="noise of coil 1 is 0, or a mixture of other coils'"):
+        mri.whitened_copy(folder, tmp_path / "out")
+    noise_of(broken, noise=None)
+    with pytest.raises(mri.BadInput, match=f"{broken.name}: no noise scan to whiten by: leave the file out, or add it"):
+        mri.whitened_copy(folder, tmp_path / "out")
+    with pytest.raises(mri.BadInput, match="no noise scan"):
+        mri.whitened_copy(tiny, tmp_path / "out")  # one coil
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]  # nothing half done
+    with pytest.raises(mri.BadInput, match="is there already"):
+        mri.whitened_copy(files, folder)
 
 
 # --- the operator and SENSE -------------------------------------------------------------------------
@@ -482,6 +560,27 @@ def test_unet_on_the_root_sum_of_squares(random):
         one, two = (network(k * mask, mask, (16, 18)) for k in (kspace, twice))
     assert one.shape == (1, 16, 18) and torch.allclose(one, two, rtol=1e-3, atol=1e-4)
     assert (one - mri.zero_filled_rss(kspace * mask, mask, (16, 18))).norm() > 0.1 * one.norm()
+
+
+@pytest.mark.parametrize(
+    "model", ["varnet(features=4, levels=2, cascades=2)", "modl(features=4, levels=2, cascades=1)"]
+)
+def test_a_network_that_ends_with_the_measured_samples(head, model, monkeypatch):
+    """Putting the samples back once more changes nothing then, and did before; the network itself stays as it was."""
+    kspace, mask = head[0][None], grid(3, 10)
+    network = mri.build_model(model).eval()
+    ended, before = mri.ending_measured(network), network.step.detach().clone()
+    seen, final, crop = [], [], mri.center_crop
+    monkeypatch.setattr("mri_parts.coils.center_crop", lambda images, size: seen.append(images) or crop(images, size))
+    for one in (network, ended):
+        with torch.no_grad():
+            one(kspace * mask, mask[None], kspace.shape[-2:])
+        final.append(seen[-1])  # the coils' images
+    own, kept = (((mri.fft2c(images) - kspace) * mask).norm() / (kspace * mask).norm() for images in final)
+    assert kept < 1e-5 < 1e-3 < own and network.step.equal(before)
+    assert not torch.allclose(*final) and ended(kspace * mask, mask[None], (20, 24)).shape == (1, 20, 24)
+    with pytest.raises(mri.BadInput, match="RssNetwork has no last step towards the measured samples: take varnet or"):
+        mri.ending_measured(mri.build_model("rss_unet(features=4, levels=2)"))
 
 
 def test_training_run(files, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Score networks beside every tuned classical method on the validation volumes, at 4x and at 8x.
 
-usage: python tools/methods_table.py RESULT.json CHECKPOINT.pt [CHECKPOINT.pt ...] [NETWORK+METHOD ...]
+    python tools/methods_table.py RESULT.json CHECKPOINT.pt [CHECKPOINT.pt ...] [NETWORK+METHOD ...]
 
 All checkpoints are of one task. modl+tv_sense is the mean of that network's image and that classical method's. The
 classical methods are tuned on training slices, at each acceleration for itself. Masks, metrics and intervals are those
@@ -8,6 +8,7 @@ of train.py. Each network is compared with all methods before it, volume by volu
 for the number of these comparisons. docs/results.md and notebook 15 show the results.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -18,10 +19,10 @@ import mri_utils as mri  # noqa: E402
 import train  # noqa: E402
 
 
-def table(task_name, networks, means, acceleration, center_fraction):
+def table(task_name, networks, means, acceleration, center_fraction, **chosen):
     """What summarize_run says of all methods; the paired differences are those of each network in its turn."""
     sampling = {"acceleration": acceleration, "center_fraction": center_fraction}
-    settings = train.settled(task=task_name, device="cpu", **sampling)
+    settings = train.settled(task=task_name, device="cpu", **sampling, **chosen)
     train_set, val_set = train.load_data(settings)
     task = mri.TASKS[task_name]
     if task_name == "single_coil":  # train.py's own table has only those that take seconds
@@ -49,18 +50,30 @@ def table(task_name, networks, means, acceleration, center_fraction):
     return kept | {"paired": paired, "tuned": tuned, "sampling": sampling}
 
 
-def main(result, *given):
-    checkpoints, means = ([name for name in given if ("+" in Path(name).name) == mean] for mean in (False, True))
+def main(args):
+    checkpoints, means = ([name for name in args.methods if ("+" in Path(name).name) == mean] for mean in (False, True))
     trained = [mri.read_checkpoint(path)["parameters"] for path in checkpoints]
     called = [mri.read_call(parameters["model"], "model")[0] for parameters in trained]
     names = [call if called.count(call) == 1 else Path(path).stem for call, path in zip(called, checkpoints)]
     networks = {name: mri.load_model(path) for name, path in zip(names, checkpoints)}
+    if args.keep_measured:
+        ended = {name: mri.ending_measured(network) for name, network in networks.items()}
+        networks = {f"{name}_learned_step": network for name, network in networks.items()} | ended
     task = trained[0].get("task", "single_coil")
+    chosen = {"data": args.data} if args.data else {}
     tables = {}
     for factor in (4, 8):
-        tables[f"{factor}x"] = table(task, networks, means, float(factor), 0.32 / factor)
-        mri.replace_file(Path(result), lambda path: path.write_text(json.dumps(tables, indent=1) + "\n"))
+        tables[f"{factor}x"] = table(task, networks, means, float(factor), 0.32 / factor, **chosen)
+        mri.replace_file(Path(args.result), lambda path: path.write_text(json.dumps(tables, indent=1) + "\n"))
 
 
 if __name__ == "__main__":
-    mri.run_or_explain(lambda: main(*sys.argv[1:])) if len(sys.argv) > 2 else sys.exit(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("result", metavar="RESULT.json", help="to write")
+    parser.add_argument("methods", nargs="+", metavar="METHOD", help="CHECKPOINT.pt, or NETWORK+METHOD")
+    parser.add_argument("--data", default="", metavar="FOLDER", help="instead of the task's own data")
+    what = "all networks for coils end with the measured samples as they are, as the classical methods do; as it was "
+    what += "trained, each stands beside them as NETWORK_learned_step"
+    parser.add_argument("--keep-measured", action="store_true", help=what)
+    args = parser.parse_args()
+    mri.run_or_explain(lambda: main(args))
