@@ -20,7 +20,8 @@ def best_rivals(metrics: Mapping[str, Any], names: Sequence[str] = ("ssim", "psn
         metric -> method; without metrics that the run has not.
     """
     *others, network = metrics["methods"]
-    rivals = [name for name in others if name != "attainable" and name not in MODELS]
+    # a network's name may go on: unet_4x_8x, modl+tv_sense
+    rivals = [name for name in others if name != "attainable" and not name.startswith(tuple(MODELS))]
     known = [name for name in names if name in metrics["methods"][network]]
     return {m: max(rivals, key=lambda name: metrics["methods"][name][m]["mean"]) for m in known} if rivals else {}
 
