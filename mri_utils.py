@@ -234,10 +234,12 @@ from mri_parts.methods import (
 # What the training loop needs besides itself
 from mri_parts.training import (
     ADVERSARIAL,
+    DOMAINS,
     Adversary,
     Loss,
     PatchDiscriminator,
     build_adversary,
+    compressed_kspace,
     compile_convolutions,
     copy_weights,
     count_parameters,

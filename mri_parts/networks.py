@@ -244,8 +244,40 @@ class ReconResNet(nn.Module):
         return self.last(self.layers(_pad(x, 4)))[..., :height, :width]
 
 
-INNER_NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "resnet": ResNet, "recon_resnet": ReconResNet}
+class AlexNet(nn.Module):
+    """Five convolutions at a quarter of the resolution, then pixel shuffle back; no way around them.
 
+    The first layers of Krizhevsky et al. 2012 (NeurIPS), which were made to tell what is in a picture: 11x11 with a
+    stride of 4, 5x5, and three times 3x3, with ReLU. Their pooling is left out, as an image has to come back.
+
+    Args:
+        in_channels, out_channels: of the images.
+        features: channels after the first convolution, 96 there; the others keep their ratio to it.
+        dropout: probability that a feature map is dropped in training, before the last layer.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, features: int = 96, dropout: float = 0.0) -> None:
+        super().__init__()
+        widths = [features, 8 * features // 3, 4 * features, 4 * features, 8 * features // 3]
+        layers: list[nn.Module] = []
+        for a, b, side in zip([in_channels, *widths], widths, (11, 5, 3, 3, 3)):
+            layers += [nn.Conv2d(a, b, side, padding=side // 2), nn.ReLU()]
+        layers[0] = nn.Conv2d(in_channels, features, 11, stride=4, padding=4)
+        self.layers = nn.Sequential(*layers, nn.Dropout2d(dropout))
+        self.last = nn.Conv2d(widths[-1], 16 * out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, H, W) float -> (batch, out_channels, H, W)."""
+        height, width = x.shape[-2:]
+        return nn.functional.pixel_shuffle(self.last(self.layers(_pad(x, 4))), 4)[..., :height, :width]
+
+
+INNER_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "unet": UNet,
+    "resnet": ResNet,
+    "recon_resnet": ReconResNet,
+    "alexnet": AlexNet,
+}
 
 Axes = tuple[str, ...]
 IMAGES: Axes = ("H", "W")  # of networks that name no others
@@ -481,6 +513,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "unet": partial(Unrolled, inner="unet"),
     "magnitude_unet": partial(MagnitudeNetwork, inner="unet"),
     "resnet": partial(MagnitudeNetwork, inner="resnet", residual=True),
+    "alexnet": partial(MagnitudeNetwork, inner="alexnet", residual=True),
     "recon_resnet": partial(Unrolled, inner="recon_resnet"),
     "kspace_unet": partial(KSpaceNetwork, inner="unet"),
     "unrolled": partial(Unrolled, inner="unet(levels=3)", cascades=4),

@@ -20,10 +20,31 @@ from torch import Tensor, distributed, nn
 
 from mri_parts.basics import BadInput, choose, read_call, replace_file, write_call
 from mri_parts.dataset import Sample, SliceDataset
+from mri_parts.fourier import fft2c
 from mri_parts.methods import Machine, Method, reconstruct, zero_filled
 from mri_parts.metrics import LOSSES
-from mri_parts.networks import build_model, model_arguments
+from mri_parts.networks import as_channels, build_model, model_arguments
 from mri_parts.processes import add_up, rank_and_size
+
+
+def compressed_kspace(image: Tensor) -> Tensor:
+    """The k-space of images of magnitude about 1, its range made small enough for a network.
+
+    Args:
+        image: (batch, h, w) magnitudes.
+    Returns:
+        (batch, 2, h, w): real and imaginary part; a sample of magnitude r has log(1 + 100 r) instead, and its phase.
+    """
+    kspace = as_channels(fft2c(image))
+    size = kspace.square().sum(1, keepdim=True).clamp(min=1e-12).sqrt()  # the root has no slope at 0
+    return kspace * (torch.log1p(100 * size) / size)
+
+
+# What a discriminator looks at: from magnitudes (batch, h, w) to channels, and how many.
+DOMAINS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "image": (lambda image: image[:, None], 1),
+    "kspace": (compressed_kspace, 2),
+}
 
 
 class PatchDiscriminator(nn.Module):
@@ -31,11 +52,16 @@ class PatchDiscriminator(nn.Module):
 
     Isola et al. 2017 (CVPR); spectral norm (Miyato et al. 2018, ICLR) keeps its slope bounded, which
     serves the least-squares and the Wasserstein form alike, with no gradient penalty.
+
+    Args:
+        features: channels after the first convolution.
+        domain: one of DOMAINS: what it looks at, patches of the images or of their k-space.
     """
 
-    def __init__(self, features: int = 32) -> None:
+    def __init__(self, features: int = 32, domain: str = "image") -> None:
         super().__init__()
-        widths, strides = [2, features, 2 * features, 4 * features, 1], [2, 2, 2, 1]
+        self.view, channels = choose(DOMAINS, domain, "domain of an adversary")
+        widths, strides = [2 * channels, features, 2 * features, 4 * features, 1], [2, 2, 2, 1]
         layers: list[nn.Module] = []
         for a, b, stride in zip(widths[:-1], widths[1:], strides, strict=True):
             convolution = nn.Conv2d(a, b, 4, stride, padding=1)
@@ -44,11 +70,11 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, image: Tensor, given: Tensor) -> Tensor:
         """image, given (batch, h, w) magnitudes -> a score per patch (batch, 1, h', w'), higher is more real."""
-        return self.layers(torch.stack([given, image], 1))
+        return self.layers(torch.cat([self.view(given), self.view(image)], 1))
 
     def features(self, image: Tensor, given: Tensor) -> list[Tensor]:
         """What the layers make of an image on the way to the score, each (batch, channels, .., ..)."""
-        x, found = torch.stack([given, image], 1), []
+        x, found = torch.cat([self.view(given), self.view(image)], 1), []
         for layer in list(self.layers)[:-1]:
             x = layer(x)
             if isinstance(layer, nn.LeakyReLU):
@@ -271,6 +297,7 @@ class Adversary:
         perceptual_weight: of the distance in features, VGG's or the discriminator's; 0: none.
         lr: learning rate of the network that it judges.
         device: where it runs.
+        domain: one of DOMAINS: where it compares, in images or in their k-space.
     """
 
     def __init__(
@@ -280,6 +307,7 @@ class Adversary:
         perceptual_weight: float = 0.0,
         lr: float = 0.002,
         device: str = "cpu",
+        domain: str = "image",
     ) -> None:
         self.own_loss, self.others_loss = choose(ADVERSARIAL, form, "adversarial form")
         self.weights = weight, perceptual_weight
@@ -289,7 +317,7 @@ class Adversary:
             # Mean and standard deviation of the pictures that it was trained on, by colour.
             colours = torch.tensor([(0.485, 0.456, 0.406), (0.229, 0.224, 0.225)], device=device)
             self.colours = colours[..., None, None]
-        self.discriminator = PatchDiscriminator().to(device)
+        self.discriminator = PatchDiscriminator(domain=domain).to(device)
         # Little momentum, as usual here: the other player moves.
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=lr / 4, betas=(0.5, 0.9))
 
@@ -361,8 +389,11 @@ def read_adversary(call: str) -> dict[str, Any]:
     form, options = read_call(call, "adversary")
     choose(ADVERSARIAL, form, "adversarial form")
     for name in options:
-        choose({"weight": None, "perceptual_weight": None}, name, f"argument of adversary {form}")
+        choose({"weight": None, "perceptual_weight": None, "domain": None}, name, f"argument of adversary {form}")
+    choose(DOMAINS, str(options.get("domain", "image")), "domain of an adversary")
     for name, value in options.items():
+        if name == "domain":
+            continue
         if not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise BadInput(f"adversary {call!r}: {name} {value!r}: use 0 or a positive number")
     return {"form": form} | options

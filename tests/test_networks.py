@@ -11,7 +11,7 @@ import torch
 import mri_utils as mri
 
 # test_cine.py and test_coils.py have the others
-IMAGE_MODELS = ("unet", "magnitude_unet", "resnet", "recon_resnet", "kspace_unet", "unrolled")
+IMAGE_MODELS = ("unet", "magnitude_unet", "resnet", "alexnet", "recon_resnet", "kspace_unet", "unrolled")
 
 SMALL = {"features": 4, "levels": 2, "stages": "1x2 1x3"}
 CONSISTENT = ["unet", "recon_resnet", "kspace_unet", "unrolled", "kspace_sr"]  # they put the measured samples back
@@ -153,7 +153,7 @@ def test_shuffled_pixels_are_channels(size, random):
 
 
 @pytest.mark.parametrize("kind", CONSISTENT)
-@pytest.mark.parametrize("inner", ["unet", "resnet", "recon_resnet", "srresnet"])  # those for single images
+@pytest.mark.parametrize("inner", ["unet", "resnet", "recon_resnet", "alexnet", "srresnet"])  # those for single images
 def test_hard_consistency_returns_the_measured_samples(measured, kind, inner):
     kspace, mask = measured
     with torch.no_grad():
@@ -234,6 +234,12 @@ def test_discriminator_scores_patches(random):
     moved[:, :4, :4] += 1  # far from the last patch, near the first
     change = (discriminator.eval()(moved, given) - discriminator(image, given)).abs()[0, 0]
     assert change[0, 0] > 0 and change[-1, -1] == 0
+
+
+def test_alexnet_has_the_weights_of_its_five_convolutions():
+    widths, sides = [1, 96, 256, 384, 384, 256], [11, 5, 3, 3, 3]
+    expected = sum(b * (a * side**2 + 1) for a, b, side in zip(widths[:-1], widths[1:], sides)) + 16 * (256 + 1)
+    assert mri.count_parameters(mri.build_model("alexnet")) == expected
 
 
 @pytest.mark.parametrize("kind", IMAGE_MODELS)
@@ -452,9 +458,10 @@ def test_a_network_that_changes_nothing_returns_its_start(call, start, measured)
     torch.testing.assert_close(image, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("domain", mri.DOMAINS)
 @pytest.mark.parametrize("form", mri.ADVERSARIAL)
-def test_an_adversarial_step_stays_on_its_device_and_never_waits(form):
-    adversary = mri.Adversary(form, weight=0.01, perceptual_weight=0.1, device="meta")
+def test_an_adversarial_step_stays_on_its_device_and_never_waits(form, domain):
+    adversary = mri.Adversary(form, weight=0.01, perceptual_weight=0.1, device="meta", domain=domain)
     image, target, given = (torch.zeros(2, 48, 48, device="meta", requires_grad=i == 0) for i in range(3))
     adversary.doubt(image, target, given).backward()
     assert {figure.device.type for figure in adversary.learn(image, target, given).values()} == {"meta"}

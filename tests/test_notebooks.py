@@ -122,10 +122,10 @@ OF_TWO_SIDES = ["03_aliasing", "05_evaluate", "12_real_scans"]  # chapters that 
 
 
 @pytest.mark.parametrize("name", ["01_load_kspace", "02_sampling_masks", *OF_TWO_SIDES])
-def test_a_chapter_runs_on_one_file_of_another_matrix(name, tmp_path):
+def test_a_chapter_runs_on_one_file_of_another_matrix(name, tiny, tmp_path):
     small = {"05_evaluate": {"slices_per_acceleration": 1}, "12_real_scans": {"epochs": 1}}.get(name, {})
     known = papermill.inspect_notebook(str(FOLDER / f"{name}.ipynb"))
-    places = {"answers": str(tmp_path / "answers.json"), "out": str(tmp_path / "run")}
+    places = {"answers": str(tmp_path / "answers.json"), "out": str(tmp_path / "run"), "simulated": str(tiny)}
     small |= {key: place for key, place in places.items() if key in known}
     execute(FOLDER / f"{name}.ipynb", tmp_path, data=str(own_folder(tmp_path / "own")), **small)
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import itertools
 import json
 import os
 import pickle
@@ -395,8 +396,8 @@ def test_adversarial_training_is_logged_and_saved(form, tiny, tmp_path):
 def test_adversary_learns_and_the_generator_feels_it(random):
     """Told apart with ease, images earn a gradient that makes them harder to tell apart."""
     torch.manual_seed(0)
-    for form in mri.ADVERSARIAL:
-        adversary = mri.Adversary(form, weight=1.0, lr=0.02)
+    for form, domain in itertools.product(mri.ADVERSARIAL, mri.DOMAINS):
+        adversary = mri.Adversary(form, weight=1.0, lr=0.02, domain=domain)
         target, given = (random(4, 32, 32, dtype=torch.float32).abs() for _ in range(2))
         image = (given * 0.2).requires_grad_()
         figures = [adversary.learn(image, target, given) for _ in range(30)]
@@ -405,6 +406,16 @@ def test_adversary_learns_and_the_generator_feels_it(random):
         doubt = adversary.doubt(image, target, given)
         (gradient,) = torch.autograd.grad(doubt, image)
         assert adversary.doubt(image - 0.1 * gradient / gradient.abs().max(), target, given) < doubt
+
+
+def test_an_adversary_in_kspace_sees_every_sample(random):
+    """Compressed: phases as they are, magnitudes through one rising curve; a change of one far sample is seen."""
+    image = random(2, 32, 32, dtype=torch.float32).abs()
+    seen, kspace = mri.compressed_kspace(image), mri.fft2c(image)
+    expected = torch.log1p(100 * kspace.abs()) * torch.polar(torch.ones(kspace.shape), kspace.angle())
+    torch.testing.assert_close(torch.complex(*seen.unbind(1)), expected, atol=1e-4, rtol=1e-4)
+    black = torch.zeros(1, 32, 32, requires_grad=True)
+    assert torch.isfinite(torch.autograd.grad(mri.compressed_kspace(black).sum(), black)[0]).all()
 
 
 def test_collapse_is_reported():
@@ -673,6 +684,7 @@ FAULTS = {  # name -> (flags, what is done to data and run folder, what the line
     "stages": ({"model": "resnet", "levels": 0, "stages": "12"}, None, "stages '12'"),
     "adversarial": ({"adversary": "hinge"}, None, "adversarial form 'hinge'"),
     "adversarial argument": ({"adversary": "wasserstein(wight=1)"}, None, "'wight', did you mean 'weight'"),
+    "adversarial domain": ({"adversary": "wasserstein(domain='space')"}, None, "unknown domain of an adversary"),
     "adversarial weight": ({"adversary": "wasserstein(weight=-1)"}, None, "weight -1: use 0 or a positive number"),
     "factors": ({"train_accelerations": "4x"}, None, "train_accelerations '4x'"),
     "factor": ({"train_accelerations": "4 0.5"}, None, "acceleration 0.5"),
