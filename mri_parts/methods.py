@@ -23,7 +23,7 @@ from mri_parts.classical import low_rank, total_variation, wavelet
 from mri_parts.dataset import Sample, SliceDataset
 from mri_parts.fourier import center_crop, fft2c, ifft2c
 from mri_parts.masks import split_lines
-from mri_parts.metrics import METRICS, measure, ssim
+from mri_parts.metrics import METRICS, measure, ssdu_loss, ssim
 from mri_parts.processes import gather, own_share, progress
 from mri_parts.scanner import noise_free
 
@@ -113,8 +113,7 @@ def adapted(
 
     def learn(kspace: Tensor, mask: Tensor) -> nn.Module:
         def distance(seen: Tensor, judged: Tensor) -> Tensor:
-            answer = fft2c(student(kspace * seen, seen, kspace.shape[-2:]))
-            return ((answer - kspace) * judged).abs().sum() / judged.expand(kspace.shape).sum().clamp(min=1)
+            return ssdu_loss(fft2c(student(kspace * seen, seen, kspace.shape[-2:])), kspace * judged)
 
         random = torch.Generator().manual_seed(1)
         student, (rest, kept_out) = copy.deepcopy(network), split_lines(mask, 0.15, random)
