@@ -22,7 +22,8 @@ MASK_CONTROLS = ("acceleration", "undersampling", "center fraction")
 def address(tmp_path_factory):
     """JupyterLab on copies of all notebooks, which leave nothing in the repository."""
     folder = tmp_path_factory.mktemp("lab")
-    own = {name: str(folder / name) for name in ("hearts", "breathing_hearts")} | {"answers": str(folder / "answers.json")}
+    own = {name: str(folder / name) for name in ("hearts", "breathing_hearts")}
+    own["answers"] = str(folder / "answers.json")
     own |= dict.fromkeys(("data", "simulated"), str(lab.data(folder, 96)))
     notebooks = folder / "root" / "notebooks"
     notebooks.mkdir(parents=True)
