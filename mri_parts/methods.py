@@ -362,8 +362,9 @@ def _noise_free_target(dataset: SliceDataset, index: int) -> Tensor | None:
 class PerfectGuess(SliceDataset):
     """A data set whose unmeasured samples are filled in with those of the noise-free scan, for simulated files.
 
-    Zero filling of these slices is what nobody can surpass but by luck: the measured samples are kept as they are,
-    the others guessed perfectly, though without their noise, which nobody knows.
+    Zero filling of these slices keeps the measured samples as they are and guesses the others perfectly, though without
+    their noise, which nobody knows. In the head nobody can surpass it but by luck. In the whole image a method can that
+    is as bright in the air as noise makes it on average (notebook 09).
     """
 
     def __init__(self, dataset: SliceDataset) -> None:
