@@ -498,6 +498,7 @@ SHIPPED = {  # checkpoints from before models were written as calls -> the call 
     ),
     "modl": "modl(phase_width=0.08)",
 }
+SHIPPED["unrolled_hours"] = SHIPPED["unrolled_tv"]
 
 
 def test_every_shipped_checkpoint_is_known():
