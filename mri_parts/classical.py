@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -328,6 +329,24 @@ def total_variation(
         previous, image = image, data(image - primal * gradient_adjoint(dual), image)
         ahead = 2 * image - previous
     return image * scale
+
+
+def slice_by_slice(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same function of (kspace, mask, ...), faster for several slices on a CPU: one at a time stays in its cache.
+
+    It is for slices of one coil, (batch, H, W), that the function treats each by itself; all else, and what is on a
+    GPU, is passed on as it is.
+    """
+
+    @wraps(function)
+    def work(kspace: Tensor, mask: Acquisition | Tensor, *values: Any, **named: Any) -> Tensor:
+        if kspace.ndim != 3 or len(kspace) < 2 or kspace.device.type != "cpu" or not isinstance(mask, Tensor):
+            return function(kspace, mask, *values, **named)
+        own = mask.ndim == 3 and len(mask) == len(kspace)
+        masks = mask.split(1) if own else [mask] * len(kspace)
+        return torch.cat([function(k, m, *values, **named) for k, m in zip(kspace.split(1), masks)])
+
+    return work
 
 
 # Low-pass filters of orthonormal wavelets: Haar's, and Daubechies' with four vanishing moments, which is

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mri_parts.basics import BadInput, choose, mean
-from mri_parts.classical import low_rank, total_variation, wavelet
+from mri_parts.classical import low_rank, slice_by_slice, total_variation, wavelet
 from mri_parts.dataset import Sample, SliceDataset
 from mri_parts.fourier import center_crop, fft2c, ifft2c
 from mri_parts.masks import split_lines
@@ -50,7 +50,8 @@ CLASSICAL: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
 def classical_method(name: str, weight: float, **options: Any) -> Method:
     """A method of CLASSICAL with a fixed weight (and options of its function), called like a network."""
     function, _ = choose(CLASSICAL, name, "classical method")
-    return lambda kspace, mask, size: center_crop(function(kspace, mask, weight, **options), size)
+    one_by_one = slice_by_slice(function)
+    return lambda kspace, mask, size: center_crop(one_by_one(kspace, mask, weight, **options), size)
 
 
 def tv_method(weight: float, iterations: int = 300) -> Method:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mri_parts.basics import BadInput, choose, read_call
-from mri_parts.classical import Acquisition, keep_measured, sense, total_variation
+from mri_parts.classical import Acquisition, keep_measured, sense, slice_by_slice, total_variation
 from mri_parts.fourier import center_crop, fft2c, ifft2c, rss_of_kspace, smooth_phase, squared_frequency
 
 # Networks from channels to channels, any image size. The last layer of each is called `last`.
@@ -342,7 +342,7 @@ def zero_filling(kspace: Tensor, mask: Tensor) -> Tensor:
 # that knows the phase is as good after 60 iterations of this weight as after 150 of the best one.
 STARTS: dict[str, Callable[..., Tensor]] = {
     "zero_filled": zero_filling,
-    "phase_tv": partial(total_variation, weight=0.004, iterations=60, imaginary=3.0),
+    "phase_tv": slice_by_slice(partial(total_variation, weight=0.004, iterations=60, imaginary=3.0)),
 }
 
 

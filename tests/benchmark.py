@@ -1,4 +1,4 @@
-"""How fast is it? Prints, in one run and side by side: this book, PyPI's fastmri 0.3.0, and the machine's limits.
+"""How fast is it? Prints, side by side: this book, PyPI's fastmri 0.3.0 and sigpy, and the machine's limits.
 
 usage: python tests/benchmark.py [--repeats 5] [--slices 8] [--batch 2] [--workers 0] [--folder FOLDER]
 
@@ -301,6 +301,39 @@ def quality(slices, repeats):
     )
 
 
+def classical(slices, repeats):
+    """Total variation of a volume and coil maps of a slice beside sigpy's, where sigpy is installed."""
+    try:
+        from sigpy.mri import app
+    except ImportError:
+        print("\nClassical methods: left out, they are compared with sigpy: pip install sigpy")
+        return
+    random, rows = torch.Generator().manual_seed(0), torch.linspace(-1, 1, CROP[0])
+    envelope = 1 / (0.01 + rows[:, None] ** 2 + rows**2)
+    kspace = torch.randn(slices, *CROP, dtype=torch.complex64, generator=random) * envelope
+    mask = mri.sampling_mask(*("random", CROP), 4, 0.08, seed=0)
+    measured, whole, iterations = kspace * mask, torch.ones(1, *CROP).numpy(), 100
+
+    def their_tv():
+        lines = mask.expand(CROP).float().numpy()[None]
+        for y in measured.numpy():
+            options = {"weights": lines, "max_iter": iterations, "show_pbar": False}
+            app.TotalVariationRecon(y[None], whole, 0.01, **options).run()
+
+    candidates = {"sigpy": their_tv}
+    ours = mri.tv_method(0.01, iterations)
+    candidates["this book"] = lambda: ours(measured, mask[None], CROP)
+    title = f"Total variation of 320x320 slices, {iterations} steps of the primal-dual method each"
+    show(title, "slices", alternate(candidates, repeats), slices, "sigpy")
+
+    coils, lines = kspace[:8], torch.zeros(CROP[1], dtype=torch.bool)
+    lines[CROP[1] // 2 - 12 : CROP[1] // 2 + 12] = True
+    given = {"calib_width": 24, "thresh": 0.02, "kernel_width": 6, "crop": 0, "show_pbar": False}
+    candidates = {"sigpy": lambda: app.EspiritCalib(coils.numpy(), **given).run()}
+    candidates["this book"] = lambda: mri.espirit_maps(coils, lines, threshold=0.02, crop=0)
+    show(f"ESPIRiT maps of {len(coils)} coils, 320x320", "slices", alternate(candidates, repeats), 1, "sigpy")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="of everything, after one for warming up")
@@ -323,6 +356,7 @@ def main():
         rates = data_path(Path(folder), arguments.repeats)
         looking(Path(folder) / "files", arguments.repeats)
         quality(arguments.slices, arguments.repeats)
+        classical(arguments.slices, min(arguments.repeats, 3))
         flops, figures, batch = training(arguments.batch, arguments.repeats)
         end_to_end(Path(folder), batch, arguments.workers, figures)
     limits(flops, figures, batch, arguments.repeats)

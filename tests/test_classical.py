@@ -428,6 +428,17 @@ def test_total_variation_reaches_the_objective_value_of_sigpy(scan):
     assert objective(mri.total_variation(kspace, mask, weight), kspace, mask, weight) == pytest.approx(oracle, rel=2e-3)
 
 
+@pytest.mark.parametrize("name", mri.CLASSICAL)
+def test_a_stack_of_slices_is_done_slice_by_slice(name, random):
+    """Each with its own mask, or all with one; what a method makes of a stack at once is the same."""
+    masks = torch.stack([mri.sampling_mask("random", (32, 40), 3, 0.1, seed=seed) for seed in range(3)])[:, None]
+    kspace, weight = random(3, 32, 40) * masks, 0.002
+    method, function = mri.classical_method(name, weight), mri.CLASSICAL[name][0]
+    for given, mask in ((kspace, masks), (kspace * masks[0], masks[:1]), (kspace * masks[0], masks[0])):
+        expected = function(given, mask, weight)
+        torch.testing.assert_close(method(given, mask, (32, 40)), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_shifts_beat_the_fixed_grid(scan):
     kspace, mask, truth = scan
     for wavelet in mri.WAVELETS:
